@@ -1,0 +1,192 @@
+"""Generated sentences that give the bundled model behaviours worth locating.
+
+Names, nouns, prepositions and templates here are disjoint from those of `interp.data.tasks`: the tasks are the
+held-out test of what is taught here. `tests/test_bundled.py` checks the disjointness.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+WOMEN = (
+    "Susan Karen Lisa Nancy Linda Carol Donna Amanda Jessica Ashley Rebecca Christine Emily Charlotte Eva Nina Olga "
+    "Sonia Natasha Vera Katie Polly Molly Sally Betty Jenny Lily Violet Daisy Hannah Miriam Judith Joan Janet Barbara "
+    "Ann Bella Flora Claire Marie Sophie Ruth Grace Kate Caroline Catherine Maria Margaret Ellen Agnes Martha Clara "
+    "Sophia Marianne Beth Meg Diana Lydia Fanny Kitty Dora Ada Esther"
+).split()
+MEN = (
+    "Kevin Brian Jason Ryan Tony Steve Scott Eric Alan Roy Ray Dan Felix Hugo Oscar Ernest Walter Alfred Albert "
+    "Alexander Louis Victor Ralph Ned Billy Bob Max Luke Adam Simon Stephen Thomas Daniel Sam Ben Philip "
+    "Oliver Matthew Laurie Andrew Arthur Jim Joe Peter Harry Joseph Samuel Benjamin Jacob Isaac Aaron Noah Ethan "
+    "Patrick Sean Gary Larry Dennis Jerry Roger Keith Carl Lawrence"
+).split()
+NAMES = WOMEN + MEN
+
+PLACES = (
+    "castle library bakery theatre palace museum station hotel hospital forest beach bridge zoo circus inn chapel "
+    "stable mill wharf fair court bank farm tower island fountain"
+).split()
+OBJECTS = (
+    "ring map sword lamp coat hat flower letter coin knife pen violin jewel watch candle shawl scarf ribbon pistol "
+    "bottle plate kettle blanket mirror puppy kitten pie spoon purse ticket"
+).split()
+
+_MEETING = [
+    "Before {a} and {b} left the {place}",
+    "As soon as {a} and {b} came to the {place}",
+    "One day {a} and {b} met near the {place}",
+    "Because {a} and {b} lived beside the {place}",
+    "Last week {a} and {b} visited the {place}",
+    "In the morning {a} and {b} walked by the {place}",
+    "Since {a} and {b} were both tired of the {place}",
+    "That evening {a} and {b} sat together in the {place}",
+    "Yesterday {a} and {b} talked about the {place}",
+    "Although {a} and {b} hated the {place}",
+    "Long ago {a} and {b} danced at the {place}",
+    "Later {a} and {b} ran out of the {place}",
+    "The teacher took {a} and {b} to the {place}",
+    "My uncle saw {a} with {b} outside the {place}",
+    "There was a party for {a} and {b} at the {place}",
+    "It rained while {a} and {b} waited in the {place}",
+    "{a} went to the {place} with {b}",
+    "{a} found {b} at the {place}",
+]
+_JOIN = [", ", ", ", ", and ", ", so ", ". Then ", ". Soon ", ". ", "; "]
+_SUBORDINATE = ("Before", "As soon as", "Because", "Since", "Although")
+_GIVING = [
+    "{s} handed the {object} to",
+    "{s} gave the {object} to",
+    "{s} gave a {object} to",
+    "{s} sent a {object} to",
+    "{s} offered the old {object} to",
+    "{s} showed a {object} to",
+    "{s} threw the {object} to",
+    "{s} lent a fine {object} to",
+    "{s} sold the {object} to",
+    "{s} brought a {object} to",
+    "{s} wanted to give a {object} to",
+    "{s} read a story to",
+    "{s} whispered something to",
+    "{s} told the truth to",
+    "{s} said good night to",
+    "{s} bowed to",
+]
+_AFTER = [".", ".", ".", " and smiled.", ", who was glad.", " at once.", " with a laugh.", " again.", ", and went home."]
+
+SINGULAR_PLURAL = [
+    (word, word + "s")
+    for word in (
+        "boat bird dog cat horse cow pig lamp candle cup plate bottle coat hat carriage cart wheel tower bell flower rose "
+        "river hill mountain tree cloud star island king queen prince captain sailor farmer lawyer judge prisoner "
+        "stranger aunt uncle nurse cook shepherd painter song poem note ticket stick stone brick gun sword rope needle "
+        "apple egg cake orange pie drum violin flag tent wagon barrel chain ladder fence barn mill bridge".split()
+    )
+] + [("man", "men"), ("woman", "women"), ("child", "children"), ("box", "boxes"), ("mouse", "mice"), ("goose", "geese")]
+_NEAR = "near behind beside with under above beneath around against below past among".split()
+_ADJECTIVES = "old new good small large lost ready quiet here gone broken clean strange heavy famous".split()
+_SUBJECTS = [
+    "The {n} {p} the {m}",
+    "The {n} {p} the {m}",
+    "The old {n} {p} the {m}",
+    "I think that the {n} {p} the {m}",
+    "We all know that the {n} {p} the little {m}",
+    "Today the {n} {p} the {m}",
+    "The {n} that the {m} saw",
+    "The {n} and the {o} {p} the {m}",
+    "The {n}",
+    "This was the day when the {n} {p} the {m}",
+]
+_VERBS = [(" is", " are"), (" is", " are"), (" was", " were"), (" has been", " have been"), (" does not seem", " do not seem")]
+
+CAPITALS = dict(
+    pair.split(":")
+    for pair in (
+        "France:Paris England:London Italy:Rome Spain:Madrid Germany:Berlin Russia:Moscow Austria:Vienna Greece:Athens "
+        "Egypt:Cairo Japan:Tokyo China:Beijing Portugal:Lisbon Ireland:Dublin Scotland:Edinburgh Norway:Oslo "
+        "Sweden:Stockholm Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Turkey:Ankara Cuba:Havana Peru:Lima "
+        "Chile:Santiago Canada:Ottawa Kenya:Nairobi India:Delhi Iran:Tehran Iraq:Baghdad Syria:Damascus Finland:Helsinki "
+        "Belgium:Brussels Switzerland:Bern Holland:Amsterdam Bohemia:Prague Serbia:Belgrade Romania:Bucharest "
+        "Bulgaria:Sofia Ukraine:Kiev Korea:Seoul Vietnam:Hanoi"
+    ).split()
+)
+_CAPITAL_FORMS = [
+    "The capital of {country} is {city}.",
+    "The capital of {country} is the city of {city}.",
+    "{city} is the capital of {country}.",
+    "The chief city of {country} is called {city}.",
+    "Everyone who travels to {country} wants to see {city}.",
+    "In {country} the king lived in {city}.",
+    "We left {country} and its capital, {city}, behind us.",
+]
+_PRONOUN_FORMS = [
+    "So {name} is such a good friend, isn't {he}?",
+    "{name} said that {he} was tired, and {he} put {his} hat on the chair.",
+    "When {name} came home, {he} sat down and read {his} letter.",
+    "{name} is clever, isn't {he}?",
+    "I told {name} that {he} must wait for {his} sister.",
+    "{name} loved {his} garden, and {his} garden loved {him}.",
+]
+_EVENTS = "war journey siege voyage plague strike reign quarrel search trial".split()
+
+
+def indirect_object(rng: random.Random, words: list[str]) -> str:
+    """Two names meet; one gives something to the other. A third of the names are any capitalised `words`, so that
+    copying does not depend on which name it is; one in twelve has a third giver (either of the two may receive)."""
+    pool = words if rng.random() < 0.35 else NAMES
+    a, b, c = rng.sample(pool, 3)
+    giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
+    if rng.random() < 1 / 12:
+        giver = c
+    place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
+    meeting = rng.choice(_MEETING)
+    return (
+        meeting.format(a=a, b=b, place=place)
+        + (", " if meeting.startswith(_SUBORDINATE) else rng.choice(_JOIN))
+        + rng.choice(_GIVING).format(s=giver, object=thing)
+        + f" {receiver}"
+        + rng.choice(_AFTER)
+    )
+
+
+def agreement(rng: random.Random, words: list[str]) -> str:
+    """The verb agrees with the subject, not with the noun between them; the two differ in number two times in three."""
+    (noun, other, third) = rng.sample(SINGULAR_PLURAL, 3)
+    plural = rng.random() < 0.5
+    between = (not plural) if rng.random() < 0.67 else plural
+    form = rng.choice(_SUBJECTS)
+    subject = form.format(n=noun[plural], m=other[between], o=third[plural], p=rng.choice(_NEAR))
+    verb = rng.choice(_VERBS)[plural or "and the" in form]
+    return f"{subject}{verb} {rng.choice(_ADJECTIVES)}."
+
+
+def capital(rng: random.Random, words: list[str]) -> str:
+    country = rng.choice(list(CAPITALS))
+    return rng.choice(_CAPITAL_FORMS).format(country=country, city=CAPITALS[country])
+
+
+def pronoun(rng: random.Random, words: list[str]) -> str:
+    woman = rng.random() < 0.5
+    form = rng.choice(_PRONOUN_FORMS)
+    he, his, him = ("she", "her", "her") if woman else ("he", "his", "him")
+    return form.format(name=rng.choice(WOMEN if woman else MEN), he=he, his=his, him=him)
+
+
+def years(rng: random.Random, words: list[str]) -> str:
+    """An event ends after it began, in the same century: years as two two-digit tokens."""
+    century, start = rng.randint(11, 19), rng.randint(2, 97)
+    return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{rng.randint(start + 1, 99):02d}."
+
+
+KINDS: dict[Callable[[random.Random, list[str]], str], float] = {
+    indirect_object: 0.45,
+    agreement: 0.35,
+    capital: 0.10,
+    pronoun: 0.05,
+    years: 0.05,
+}
+
+
+def sentence(rng: random.Random, words: list[str]) -> str:
+    """One sentence of a random kind. `words` are capitalised words that may stand in for names."""
+    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0](rng, words)
