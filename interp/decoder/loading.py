@@ -1,0 +1,233 @@
+"""Models in: the bundled one, a local directory (Hugging Face or TransformerLens form), a name on the hub.
+
+The one file that imports transformer_lens. Weights are used as they were trained: no folding of layer norms and no
+centring (`processing` is "none" in every result).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
+from interp.errors import InputError, UnknownModel, nearest
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "model"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Model:
+    """A decoder whose activations can be read and replaced (`interp.decoder.hooks`).
+
+    `model(tokens)` gives logits. One `lock` a model: `captured` and `edited` hold it, so that a clean pass in one thread
+    never runs under another's edits.
+    """
+
+    def __init__(self, name: str, bridge: Any, tokenizer: Any, *, fingerprint: str, revision: str | None = None):
+        self.name, self.bridge, self.tokenizer = name, bridge, tokenizer
+        self.fingerprint, self.revision, self.processing = fingerprint, revision, "none"
+        self.lock = threading.RLock()
+        cfg = bridge.cfg
+        self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
+        self.n_kv_heads = int(cfg.n_key_value_heads or cfg.n_heads)
+        self.d_model, self.d_head, self.d_mlp = int(cfg.d_model), int(cfg.d_head), cfg.d_mlp
+        self.d_vocab, self.n_ctx = int(cfg.d_vocab), int(cfg.n_ctx)
+        self.has_mlp = not cfg.attn_only
+        self.sites = self._sites()
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model})"
+
+    def __call__(self, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"]:
+        """Logits, in nats up to a constant. No padding mask: pad on the right, where a causal model's earlier positions
+        do not see it. InputError for more positions than the model has."""
+        if tokens.shape[1] > self.n_ctx:
+            raise InputError(f'{tokens.shape[1]} tokens given: "{self.name}" reads at most {self.n_ctx}.')
+        with self.lock:
+            return self.bridge(tokens.to(self.device), return_type="logits")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.bridge.parameters()).dtype
+
+    def hook_point(self, name: str) -> Any:
+        return self.bridge.hook_dict[name]
+
+    def _sites(self) -> list[str]:
+        """Every hook point offered, in the order of the forward pass; `tests/test_hooks.py` edits each one."""
+        known = self.bridge.hook_dict
+        no_mlp = () if self.has_mlp else ("pre", "post", "mlp_out", "resid_mid")
+        blocks = [
+            layer_site(layer, short)
+            for layer in range(self.n_layers)
+            for short in LAYER_SITES
+            if short not in no_mlp and layer_site(layer, short) in known
+        ]
+        learned = self.bridge.cfg.positional_embedding_type == "standard"
+        before, after = [MODEL_SITES["embed"]] + learned * [MODEL_SITES["pos_embed"]], [MODEL_SITES["final"]]
+        return [n for n in before if n in known] + blocks + [n for n in after if n in known]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result says of its model: name, revision, fingerprint, dtype, processing."""
+        return {
+            "name": self.name, "revision": self.revision, "fingerprint": self.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."), "processing": self.processing,
+        }  # fmt: skip
+
+    @property
+    def bos(self) -> int | None:
+        return None if self.tokenizer is None else self.tokenizer.bos_token_id
+
+    def to_tokens(self, text: str, *, prepend_bos: bool = True) -> list[int]:
+        """Token ids of `text`, after BOS where the tokenizer has one."""
+        if self.tokenizer is None:
+            raise InputError(f'"{self.name}" has no tokenizer: give token ids (clean_tokens) in place of text.')
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [self.bos, *ids] if prepend_bos and self.bos is not None else ids
+
+    def token_text(self, ids: Sequence[int]) -> list[str]:
+        """One string a token."""
+        if self.tokenizer is None:
+            return [str(int(i)) for i in ids]
+        return [self.tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
+
+
+def load_model(
+    name: str = "bundled", *, device: str | None = None, dtype: str = "float32", revision: str | None = None
+) -> Model:
+    """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
+
+    A directory whose config.json says `"format": "transformer_lens"` holds a HookedTransformer's state dict; any other a
+    Hugging Face causal language model. UnknownModel where there is none.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f'unknown dtype "{dtype}". Nearest: {nearest(dtype, _DTYPES)}.')
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'no device "{device}" here: {str(error).splitlines()[0]} Try --device cpu.') from None
+    folder = BUNDLED if name == "bundled" else Path(name)
+    config = _read_config(folder) if (folder / "config.json").exists() else None
+    if config is None and (folder.exists() or name.startswith((".", "/"))):
+        raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {_suggest(name)}')
+    if config is not None and config.get("format") == "transformer_lens":
+        return _load_transformer_lens(name, folder, config, device, _DTYPES[dtype])
+    return _load_hugging_face(name, folder if config is not None else None, device, _DTYPES[dtype], revision)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UnknownModel(f"{folder / 'config.json'} is not JSON: {error}.") from None
+
+
+def _suggest(name: str) -> str:
+    parent = Path(name).parent
+    beside = [str(p.parent) for p in parent.glob("*/config.json")] if parent.is_dir() else []
+    return f"Nearest: {nearest(name, [*beside, 'bundled', 'gpt2', 'EleutherAI/pythia-160m'])}."
+
+
+def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """sha256 over the config (without paths and versions) and every weight's name, dtype, shape and bytes."""
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
+    kept = {key: value for key, value in config.items() if key not in volatile}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        value = state[name].detach().contiguous().cpu()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return "sha256:" + digest.hexdigest()
+
+
+def _bridge() -> Any:
+    """TransformerBridge, with its import-time chatter kept quiet."""
+    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")  # rounding, said once per process
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge
+
+
+def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch.dtype, revision: str | None) -> Model:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    source = str(folder) if folder else name
+    if folder is None:
+        _check_hub(name, revision)
+    if folder and sum(f.stat().st_size for f in folder.glob("*.safetensors")) < 1e9:
+        disable_progress_bar()  # loads in under two seconds
+    else:
+        enable_progress_bar()
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {_suggest(name)}') from None
+    hf.eval()
+    digest = fingerprint(hf.config.to_dict(), hf.state_dict())
+    commit = getattr(hf.config, "_commit_hash", None)
+    hf.config._name_or_path = source
+    bridge = _bridge().boot_transformers(source, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype)
+    bridge.eval()
+    return Model(name, bridge, tokenizer, fingerprint=digest, revision=commit)
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers would retry for 30 s)."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            urlopen(constants.ENDPOINT, timeout=10).close()
+    except HTTPError:
+        pass  # it answers
+    except (HFValidationError, URLError, TimeoutError) as error:
+        raise UnknownModel(
+            f'no model "{name}": not a local folder, and not to be had from the Hugging Face hub ({error}). '
+            f"{_suggest(name)}"
+        ) from None
+
+
+def _load_transformer_lens(name: str, folder: Path, config: dict[str, Any], device: str, dtype: torch.dtype) -> Model:
+    bridge_class = _bridge()
+    from transformer_lens.config.transformer_bridge_config import TransformerBridgeConfig
+    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise UnknownModel(f"{folder} has a config.json and no model.safetensors.")
+    state = load_file(weights)
+    try:
+        cfg = TransformerBridgeConfig(**{k: v for k, v in config.items() if k != "format"}, device=device, dtype=dtype)
+        bridge = bridge_class.boot_native(cfg)
+        bridge.load_state_dict(convert_tl_checkpoint(state, cfg), strict=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnknownModel(f"{folder} is not a TransformerLens model: {str(error).splitlines()[0]}.") from None
+    torch.nn.Module.to(bridge, device=device, dtype=dtype).eval()  # bridge.to() prints
+    return Model(name, bridge, None, fingerprint=fingerprint(config, state))
