@@ -1,0 +1,1 @@
+"""What goes into a model, and what is asked of it."""

@@ -1,0 +1,263 @@
+"""Tables of effects as plotly figures, the same in a notebook, a report and the app.
+
+Colours: signed numbers are RdBu, symmetric about "nothing changed" (white). Red says that the component, or the place,
+helped: without it the metric is worse. So red is negative for `logit_diff`, `prob` and `accuracy`, and positive for
+`loss` and `kl`. Missing is hatched grey (left blank in a plotly figure), never 0.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+LOWER_IS_BETTER = frozenset({"loss", "kl"})
+"""Metrics that rise when a model gets worse."""
+
+PATCHING = frozenset({"denoise", "noise"})
+
+RED, WHITE, BLUE = "rgb(178,24,43)", "rgb(247,247,247)", "rgb(33,102,172)"
+_COMPONENT = re.compile(r"L(\d+)(?:H(\d+)|\.(\w+))")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a number becomes a colour: white at `centre`, full colour at `centre - limit` and `centre + limit`."""
+
+    limit: float
+    formula: str
+    """One line that says what was subtracted from what, and what red means."""
+    centre: float = 0.0
+    red_is_positive: bool = False
+
+    @property
+    def colorscale(self) -> list[list[float | str]]:
+        low, high = (BLUE, RED) if self.red_is_positive else (RED, BLUE)
+        return [[0.0, low], [0.5, WHITE], [1.0, high]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map of components, layer by layer: what a cell is called, its number and its tooltip; None where nothing is."""
+
+    rows: list[str]
+    columns: list[str]
+    names: list[list[str | None]]
+    values: list[list[float | None]]
+    hover: list[list[str]]
+    scale: Scale
+
+
+def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "mean", normalized: bool = False) -> Scale:
+    """The colours of some effects (or of some `normalized` values, of patching) on one metric."""
+    if normalized and method == "noise":
+        formula = "normalized: 1 = as clean, 0 = as corrupted; red = what was noised here was needed"
+        return Scale(_limit(np.asarray(values, float) - 1), formula, centre=1.0)
+    if normalized:
+        return Scale(_limit(values), "normalized: 0 = as corrupted, 1 = as clean; blue = restores the clean answer")
+    if method in PATCHING:
+        start = "corrupted" if method == "denoise" else "clean"
+        worse = "red = moves away from the answer"
+        return Scale(_limit(values), f"effect = patched - {start}; {worse}", red_is_positive=metric in LOWER_IS_BETTER)
+    formula = "effect = ablated - clean; red = the component helped"
+    return Scale(_limit(values), formula, red_is_positive=metric in LOWER_IS_BETTER)
+
+
+def _limit(values: Sequence[float] | pd.Series) -> float:
+    values = np.asarray(values, float)
+    values = np.abs(values[np.isfinite(values)])
+    return float(values.max()) if values.size and values.max() > 0 else 1.0
+
+
+def one_view(table: pd.DataFrame, *, method: str | None = None, metric: str | None = None) -> pd.DataFrame:
+    """The rows of one method and one metric: those named, or the first of the table."""
+    method = table["method"].iloc[0] if method is None else method
+    metric = table["metric"].iloc[0] if metric is None else metric
+    return table[(table["method"] == method) & (table["metric"] == metric)]
+
+
+def component_grid(table: pd.DataFrame) -> Grid | None:
+    """Heads, attention layers and MLPs of one method and metric, as layer x column; None if there are none.
+
+    A component that stands at several positions shows the row with the largest effect.
+    """
+    cells: dict[tuple[int, str], pd.Series] = {}
+    for _, row in table.iterrows():
+        match = _COMPONENT.fullmatch(row["component"])
+        if match is None:
+            continue
+        key = (int(match[1]), f"H{match[2]}" if match[2] else match[3].replace("mlp", "MLP"))
+        if key not in cells or abs(row["effect"]) > abs(cells[key]["effect"]):
+            cells[key] = row
+    if not cells:
+        return None
+    layers = sorted({layer for layer, _ in cells})
+    columns = sorted({column for _, column in cells}, key=_column_order)
+    at = [[cells.get((layer, column)) for column in columns] for layer in layers]
+    metric, method = table["metric"].iloc[0], table["method"].iloc[0]
+    return Grid(
+        rows=[f"L{layer}" for layer in layers],
+        columns=columns,
+        names=[[None if row is None else row["component"] for row in line] for line in at],
+        values=[[_number(row) for row in line] for line in at],
+        hover=[["not measured" if row is None else describe(row) for row in line] for line in at],
+        scale=scale([row["effect"] for row in cells.values()], metric, method=method),
+    )
+
+
+def _column_order(column: str) -> tuple[int, int, str]:
+    return (0, int(column[1:]), "") if re.fullmatch(r"H\d+", column) else (1, 0, column)
+
+
+def _number(row: pd.Series | None) -> float | None:
+    return None if row is None or not np.isfinite(row["effect"]) else float(row["effect"])
+
+
+def describe(row: pd.Series) -> str:
+    """One row of effects as a line: "L3H5: -1.23 logit_diff, 95% interval -1.40 to -1.05, n = 200"."""
+    place = "" if str(row["position"]) == "all" else f" at {row['position']}"
+    interval = f"95% interval {row['ci_low']:+.3g} to {row['ci_high']:+.3g}, n = {row['n']}"
+    return f"{row['component']}{place}: {row['effect']:+.3g} {row['metric']}, {interval}"
+
+
+def head_map(table: pd.DataFrame) -> go.Figure:
+    """Layer x head heat map of one method and metric, with a column for the MLPs; every cell can be clicked.
+
+    A click selects a point whose `customdata` is the component's name.
+    """
+    table = one_view(table)
+    grid = component_grid(table)
+    assert grid is not None, "head_map needs heads, attention layers or MLPs"
+    figure = _clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
+    figure.update_layout(title=_title(table), xaxis_title="head", yaxis_title="layer")
+    return figure
+
+
+def position_map(table: pd.DataFrame) -> go.Figure:
+    """Layer x position heat map of one method and metric: `normalized` where patching gives it, else the effect.
+
+    A click selects a point whose `customdata` is `component@position`.
+    """
+    table = one_view(table)
+    number = "normalized" if "normalized" in table else "effect"
+    rows = list(dict.fromkeys(table.sort_values(["layer", "index"])["component"]))
+    columns = list(dict.fromkeys(table["position"].astype(str)))
+    at = {(row["component"], str(row["position"])): row for _, row in table.iterrows()}
+    cells = [[at.get((row, column)) for column in columns] for row in rows]
+    values = [[None if c is None or not np.isfinite(c[number]) else float(c[number]) for c in line] for line in cells]
+    hover = [["not measured" if c is None else _with_normalized(c) for c in line] for line in cells]
+    names = [[f"{row}@{column}" for column in columns] for row in rows]
+    colours = scale(table[number], table["metric"].iloc[0], method=table["method"].iloc[0], normalized=number != "effect")
+    figure = _clickable(values, columns, rows, names, hover, colours)
+    figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
+    return figure
+
+
+def _with_normalized(row: pd.Series) -> str:
+    more = f", normalized {row['normalized']:.3f}" if "normalized" in row else ""
+    return describe(row) + more
+
+
+def _clickable(
+    values: list[list[float | None]],
+    columns: list[str],
+    rows: list[str],
+    names: list[list[str | None]],
+    hover: list[list[str]],
+    colours: Scale,
+) -> go.Figure:
+    """A heat map under an invisible scatter: a `Heatmap` alone sends no selection event to streamlit."""
+    y, x = np.indices((len(rows), len(columns)))
+    safe = [[html.escape(text) for text in line] for line in hover]
+    heat = go.Heatmap(
+        z=[[np.nan if value is None else value for value in line] for line in values],
+        zmin=colours.centre - colours.limit, zmax=colours.centre + colours.limit, colorscale=colours.colorscale,
+        hoverinfo="skip", xgap=1, ygap=1, colorbar={"thickness": 12, "outlinewidth": 0},
+    )  # fmt: skip
+    hidden = {"marker": {"opacity": 0}}
+    clicks = go.Scatter(
+        x=x.ravel(), y=y.ravel(), mode="markers", marker={"size": 2, "opacity": 0}, selected=hidden, unselected=hidden,
+        customdata=sum(names, []), text=sum(safe, []), hovertemplate="%{text}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    axis = {"tickmode": "array", "showgrid": False, "zeroline": False, "fixedrange": True}
+    figure = go.Figure([heat, clicks])
+    figure.update_layout(
+        xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": [html.escape(c) for c in columns],
+                      "range": [-0.5, len(columns) - 0.5]},
+        yaxis=axis | {"tickvals": list(range(len(rows))), "ticktext": [html.escape(r) for r in rows],
+                      "range": [len(rows) - 0.5, -0.5]},
+        hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select", plot_bgcolor="rgb(200,200,200)",
+        height=max(260, 28 * len(rows) + 150), margin={"l": 60, "r": 20, "t": 50, "b": 80},
+        annotations=[_footnote(colours.formula)],
+    )  # fmt: skip
+    return figure
+
+
+def _footnote(text: str) -> dict[str, object]:
+    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -58, "xanchor": "left",
+            "showarrow": False, "font": {"size": 12}}  # fmt: skip
+
+
+def _title(table: pd.DataFrame) -> str:
+    row = table.iloc[0]
+    what = "patching" if row["method"] in PATCHING else "ablation"
+    return html.escape(f"{row['method']} {what}: {row['metric']}, n = {row['n']}")
+
+
+def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
+    """Bars of the `top` components of one method and metric by size of effect, with their 95% intervals."""
+    table = one_view(table)
+    shown = table.iloc[np.argsort(-table["effect"].abs().to_numpy(), kind="stable")[:top]]
+    colours = scale(shown["effect"], table["metric"].iloc[0], method=table["method"].iloc[0])
+    positions = shown["position"].astype(str)
+    label = shown["component"].where(positions == "all", shown["component"] + " @ " + positions)
+    bars = go.Bar(
+        x=shown["effect"], y=label.map(html.escape), orientation="h", text=None,
+        error_x={"type": "data", "symmetric": False, "array": shown["ci_high"] - shown["effect"],
+                 "arrayminus": shown["effect"] - shown["ci_low"]},
+        marker={"color": shown["effect"], "cmin": -colours.limit, "cmax": colours.limit,
+                "colorscale": colours.colorscale},
+        hovertext=[html.escape(describe(row)) for _, row in shown.iterrows()], hoverinfo="text",
+    )  # fmt: skip
+    figure = go.Figure(bars)
+    figure.update_layout(
+        title=_title(table), xaxis_title=f"effect on {html.escape(str(table['metric'].iloc[0]))}",
+        yaxis={"autorange": "reversed"}, height=max(260, 20 * len(shown) + 150),
+        margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[_footnote(colours.formula)],
+    )  # fmt: skip
+    return figure
+
+
+def effects(table: pd.DataFrame, *, method: str | None = None, metric: str | None = None) -> go.Figure:
+    """The figure that suits a table of effects: layer x position, else layer x head, else ranked bars.
+
+    One method and one metric are drawn: those named, or the first of the table.
+    """
+    table = one_view(table, method=method, metric=metric)
+    if table["position"].astype(str).nunique() > 1 and table["component"].nunique() > 1:
+        return position_map(table)
+    return ranked(table) if component_grid(table) is None else head_map(table)
+
+
+def per_prompt(before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+    """Prompt by prompt: the metric `before` and `after`, and the `effect`, after minus before. Arrays are `[prompt]`."""
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    return pd.DataFrame({"before": before, "after": after, "effect": after - before}).rename_axis("prompt")
+
+
+def histogram(prompts: pd.DataFrame, *, metric: str, mean: float, ci_low: float, ci_high: float) -> go.Figure:
+    """How many prompts have which `effect` (of `per_prompt`); the band is the 95% interval of the mean, the line 0."""
+    figure = go.Figure(go.Histogram(x=prompts["effect"], nbinsx=30, marker={"color": "rgb(110,120,135)"}))
+    figure.add_vrect(x0=ci_low, x1=ci_high, fillcolor="rgb(230,150,20)", opacity=0.35, line_width=0)
+    figure.add_vline(x=mean, line={"color": "rgb(200,110,0)", "width": 2}, annotation_text=f"mean {mean:+.3g}")
+    figure.add_vline(x=0, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
+    figure.update_layout(
+        xaxis_title=f"effect on {html.escape(metric)} of one prompt", yaxis_title="prompts", bargap=0.05, height=260,
+        margin={"l": 50, "r": 10, "t": 25, "b": 45}, showlegend=False,
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,43 @@
+"""Sparse autoencoders: `train` one on a store, `load` it, `evaluate` it in its model, read its `features`.
+
+    dct = sae.train(store, site="2.resid_post", d_sae=4096, k=32, out="workspace/saes/demo")
+    report = sae.evaluate(dct, model, "text/*.txt")
+
+Names are found on first use, so that `import sae` and `sae.features` load no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae import features as features
+    from sae.dictionary import Dictionary as Dictionary
+    from sae.evaluation import Report as Report
+    from sae.evaluation import evaluate as evaluate
+    from sae.files import load as load
+    from sae.splicing import spliced as spliced
+    from sae.training import train as train
+
+_HOMES = {
+    "Dictionary": "sae.dictionary",
+    "Report": "sae.evaluation",
+    "evaluate": "sae.evaluation",
+    "load": "sae.files",
+    "spliced": "sae.splicing",
+    "train": "sae.training",
+}
+__all__ = [*_HOMES, "features"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "features":
+        return import_module("sae.features")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""The tiny model and the tiny store. Our packages are imported inside fixtures, so that the jaxtyping check comes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TEXT = (
+    "When Mary and John went to the shop, John gave a bag to Mary. The keys to the cabinet are old. "
+    "The capital of France is Paris. A small dog ran along the road to the garden and found a letter. "
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory) -> Path:
+    """A random GPT-2 as a Hugging Face directory: 2 layers, 4 heads, d_model 32, 64 positions, with a tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    words = " Mary John Tom James Anna Jane shop store bag drink key keys book books is are garden garden"
+    tokenizer.train_from_iterator([TEXT, words] * 20, trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_head=4, n_embd=32, n_positions=64, vocab_size=tokenizer.get_vocab_size(), bos_token_id=0,
+        eos_token_id=0, initializer_range=0.4,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_dir):
+    from interp.decoder.loading import load_model
+
+    return load_model(str(tiny_dir))
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text(TEXT * 130, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_model, tiny_text, tmp_path_factory):
+    """About 4,000 rows of 0.resid_post and 1.resid_post, windows of 32 tokens."""
+    from interp.store.recording import record
+
+    out = tmp_path_factory.mktemp("stores") / "tiny"
+    return record(tiny_model, str(tiny_text), sites="*.resid_post", n_tokens=4000, context=32, out=out, progress=False)
