@@ -1,7 +1,7 @@
 """What the app is looking at: the workspace it was started on, the Focus in the URL, and cached readers of files.
 
-A result is named by its folder's name; a name with a separator or `..` in it, and a folder or file that leads out of the
-workspace through a link, are not there as far as the app can see.
+A result is named by its folder's name; a name with a separator or `..` in it, and a folder or file that leads out of
+the workspace through a link, are not there as far as the app can see.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from interp import runs
 from interp.causal.effects import Effects
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from sae.features import Features
+
+UNREADABLE = (InputError, OSError, ValueError, KeyError)
+"""What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
 RUNS, ABLATION, FEATURES = "views/runs.py", "views/ablation.py", "views/features.py"
 
@@ -83,13 +86,18 @@ def write_focus(**changes: Any) -> None:
             st.query_params[name] = str(value)
 
 
-def choose(label: str, options: list[str], field: str, current: str | None, **kwargs: Any) -> str:
-    """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus."""
+def choose(
+    label: str, options: list[str], field: str, current: str | None, *, resets: Sequence[str] = (), **kwargs: Any
+) -> str:
+    """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
+
+    The fields `resets` are taken out of the URL then.
+    """
     key = f"choose-{field}"
     st.session_state[key] = current if current in options else options[0]
 
     def pick() -> None:
-        write_focus(**{field: st.session_state[key]})
+        write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
 
     return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
 
@@ -169,7 +177,7 @@ def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> Any:
+def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
     return _read(Path(folder))
 
 

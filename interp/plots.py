@@ -84,8 +84,10 @@ def one_view(table: pd.DataFrame, *, method: str | None = None, metric: str | No
 def component_grid(table: pd.DataFrame) -> Grid | None:
     """Heads, attention layers and MLPs of one method and metric, as layer x column; None if there are none.
 
-    A component that stands at several positions shows the row with the largest effect.
+    Cells are `normalized` where patching gives it, else the effect. A component that stands at several positions shows
+    the row with the largest effect.
     """
+    number = "normalized" if "normalized" in table else "effect"
     cells: dict[tuple[int, str], pd.Series] = {}
     for _, row in table.iterrows():
         match = _COMPONENT.fullmatch(row["component"])
@@ -104,9 +106,11 @@ def component_grid(table: pd.DataFrame) -> Grid | None:
         rows=[f"L{layer}" for layer in layers],
         columns=columns,
         names=[[None if row is None else row["component"] for row in line] for line in at],
-        values=[[_number(row) for row in line] for line in at],
+        values=[[_finite(row, number) for row in line] for line in at],
         hover=[["not measured" if row is None else describe(row) for row in line] for line in at],
-        scale=scale([row["effect"] for row in cells.values()], metric, method=method),
+        scale=scale(
+            [row[number] for row in cells.values()], metric, method=method, normalized=number == "normalized"
+        ),
     )
 
 
@@ -114,15 +118,17 @@ def _column_order(column: str) -> tuple[int, int, str]:
     return (0, int(column[1:]), "") if re.fullmatch(r"H\d+", column) else (1, 0, column)
 
 
-def _number(row: pd.Series | None) -> float | None:
-    return None if row is None or not np.isfinite(row["effect"]) else float(row["effect"])
+def _finite(row: pd.Series | None, number: str) -> float | None:
+    return None if row is None or not np.isfinite(row[number]) else float(row[number])
 
 
 def describe(row: pd.Series) -> str:
     """One row of effects as a line: "L3H5: -1.23 logit_diff, 95% interval -1.40 to -1.05, n = 200"."""
     place = "" if str(row["position"]) == "all" else f" at {row['position']}"
-    interval = f"95% interval {row['ci_low']:+.3g} to {row['ci_high']:+.3g}, n = {row['n']}"
-    return f"{row['component']}{place}: {row['effect']:+.3g} {row['metric']}, {interval}"
+    known = np.isfinite(row["ci_low"])  # one prompt has no interval
+    interval = f"95% interval {row['ci_low']:+.3g} to {row['ci_high']:+.3g}, " if known else ""
+    normalized = f"normalized {row['normalized']:.3f}, " if "normalized" in row else ""
+    return f"{row['component']}{place}: {normalized}{row['effect']:+.3g} {row['metric']}, {interval}n = {row['n']}"
 
 
 def head_map(table: pd.DataFrame) -> go.Figure:
@@ -149,18 +155,14 @@ def position_map(table: pd.DataFrame) -> go.Figure:
     columns = list(dict.fromkeys(table["position"].astype(str)))
     at = {(row["component"], str(row["position"])): row for _, row in table.iterrows()}
     cells = [[at.get((row, column)) for column in columns] for row in rows]
-    values = [[None if c is None or not np.isfinite(c[number]) else float(c[number]) for c in line] for line in cells]
-    hover = [["not measured" if c is None else _with_normalized(c) for c in line] for line in cells]
+    values = [[_finite(cell, number) for cell in line] for line in cells]
+    hover = [["not measured" if cell is None else describe(cell) for cell in line] for line in cells]
     names = [[f"{row}@{column}" for column in columns] for row in rows]
-    colours = scale(table[number], table["metric"].iloc[0], method=table["method"].iloc[0], normalized=number != "effect")
+    first = table.iloc[0]
+    colours = scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized")
     figure = _clickable(values, columns, rows, names, hover, colours)
     figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
     return figure
-
-
-def _with_normalized(row: pd.Series) -> str:
-    more = f", normalized {row['normalized']:.3f}" if "normalized" in row else ""
-    return describe(row) + more
 
 
 def _clickable(
@@ -191,7 +193,8 @@ def _clickable(
                       "range": [-0.5, len(columns) - 0.5]},
         yaxis=axis | {"tickvals": list(range(len(rows))), "ticktext": [html.escape(r) for r in rows],
                       "range": [len(rows) - 0.5, -0.5]},
-        hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select", plot_bgcolor="rgb(200,200,200)",
+        hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
+        plot_bgcolor="rgb(200,200,200)",
         height=max(260, 28 * len(rows) + 150), margin={"l": 60, "r": 20, "t": 50, "b": 80},
         annotations=[_footnote(colours.formula)],
     )  # fmt: skip
@@ -245,19 +248,24 @@ def effects(table: pd.DataFrame, *, method: str | None = None, metric: str | Non
 
 
 def per_prompt(before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
-    """Prompt by prompt: the metric `before` and `after`, and the `effect`, after minus before. Arrays are `[prompt]`."""
+    """The metric `before` and `after` on each prompt, and the `effect`, after minus before; arrays are `[prompt]`."""
     before, after = np.asarray(before, float), np.asarray(after, float)
     return pd.DataFrame({"before": before, "after": after, "effect": after - before}).rename_axis("prompt")
 
 
-def histogram(prompts: pd.DataFrame, *, metric: str, mean: float, ci_low: float, ci_high: float) -> go.Figure:
-    """How many prompts have which `effect` (of `per_prompt`); the band is the 95% interval of the mean, the line 0."""
+def histogram(prompts: pd.DataFrame, row: pd.Series) -> go.Figure:
+    """How many prompts have which `effect` (of `per_prompt`), for one row of a table of effects.
+
+    The solid line is the mean over prompts, the band its 95% interval, the dotted line 0.
+    """
     figure = go.Figure(go.Histogram(x=prompts["effect"], nbinsx=30, marker={"color": "rgb(110,120,135)"}))
-    figure.add_vrect(x0=ci_low, x1=ci_high, fillcolor="rgb(230,150,20)", opacity=0.35, line_width=0)
-    figure.add_vline(x=mean, line={"color": "rgb(200,110,0)", "width": 2}, annotation_text=f"mean {mean:+.3g}")
+    if np.isfinite(row["ci_low"]):
+        figure.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgb(230,150,20)", opacity=0.35, line_width=0)
+    mean = f"mean {row['effect']:+.3g}"
+    figure.add_vline(x=row["effect"], line={"color": "rgb(200,110,0)", "width": 2}, annotation_text=mean)
     figure.add_vline(x=0, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
     figure.update_layout(
-        xaxis_title=f"effect on {html.escape(metric)} of one prompt", yaxis_title="prompts", bargap=0.05, height=260,
-        margin={"l": 50, "r": 10, "t": 25, "b": 45}, showlegend=False,
+        xaxis_title=f"effect on {html.escape(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
+        height=260, margin={"l": 50, "r": 10, "t": 25, "b": 45}, showlegend=False,
     )  # fmt: skip
     return figure

@@ -43,8 +43,9 @@ def decode_active(
 class Dictionary(torch.nn.Module):
     """Encode activations of one hook point into sparse latents and back. `dct(x)` reconstructs x.
 
-    `site` is a full hook point name, `model` the "model" of run.json (name, fingerprint, ...) or {} where unknown, `path`
-    the folder it was loaded from. Activations are in the model's own units. A site with heads has d_in = heads * d_head.
+    `site` is a full hook point name, `model` the "model" of run.json (name, fingerprint, ...) or {} where unknown,
+    `path` the folder it was loaded from. Activations are in the model's own units. A site with heads has d_in = heads *
+    d_head.
     """
 
     def __init__(

@@ -68,16 +68,16 @@ def save(dct: Dictionary, folder: str | Path) -> None:
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Dictionary:
     """The dictionary in a SAELens folder, ours or another's of architecture "topk".
 
-    MissingFile where the files are not there, UnknownName for another architecture, InputError where they contradict each
-    other or the activations would have to be normalised first. An input that is not centred and a decoder whose norms
-    scale the latents are folded into the weights.
+    MissingFile where the files are not there, UnknownName for another architecture, InputError where they contradict
+    each other or the activations would have to be normalised first. An input that is not centred and a decoder whose
+    norms scale the latents are folded into the weights.
     """
     folder = Path(path)
     if not (folder / CONFIG).exists():
         raise MissingFile(f"no dictionary in {folder}: it should hold {CONFIG} and {WEIGHTS}.")
     cfg = _read_config(folder / CONFIG)
     check_architecture(cfg.get("architecture", "standard"))
-    if (normalised := cfg.get("normalize_activations") or "none") not in ("none", "expected_average_only_in"):
+    if (normalised := cfg.get("normalize_activations") or "none") != "none":
         raise InputError(f'{folder / CONFIG}: normalize_activations is "{normalised}"; we read "none".')
     tensors, _ = _read_tensors(folder / WEIGHTS)
     d_in, d_sae = cfg["d_in"], cfg["d_sae"]

@@ -1,7 +1,7 @@
 """What training minimises: reconstruction error, plus AuxK, which lets dead latents model what the live ones miss.
 
-Gao et al. 2024, arXiv:2406.04093, section 2.4 and appendix A.2. Gradients are autograd's, through the values of the active
-latents to the encoder as well as the decoder; tests/test_dictionary.py checks them by finite differences.
+Gao et al. 2024, arXiv:2406.04093, section 2.4 and appendix A.2. Gradients are autograd's, through the values of the
+active latents to the encoder as well as the decoder; tests/test_dictionary.py checks them by finite differences.
 """
 
 from __future__ import annotations

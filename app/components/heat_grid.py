@@ -42,14 +42,16 @@ function build(host, data) {
   };
   state.mark = name => cells.forEach((d, k) => {
     const own = state.data.names[+d.dataset.i][+d.dataset.j], on = own !== null && own === name;
-    d.classList.toggle('on', on); d.setAttribute('aria-selected', on); d.tabIndex = on || (name === null && k === 0) ? 0 : -1;
+    d.classList.toggle('on', on); d.setAttribute('aria-selected', on);
+    d.tabIndex = on || (name === null && k === 0) ? 0 : -1;
   });
   grid.addEventListener('click', e => { const d = e.target.closest('.cell'); if (d) pick(d); });
   grid.addEventListener('keydown', e => {
     const d = e.target.closest('.cell'); if (!d) return;
     const move = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key];
     if (move) {
-      const i = Math.min(R - 1, Math.max(0, +d.dataset.i + move[0])), j = Math.min(C - 1, Math.max(0, +d.dataset.j + move[1]));
+      const i = Math.min(R - 1, Math.max(0, +d.dataset.i + move[0]));
+      const j = Math.min(C - 1, Math.max(0, +d.dataset.j + move[1]));
       cells[i * C + j].focus(); e.preventDefault();
     }
     if (e.key === 'Enter' || e.key === ' ') { pick(d); e.preventDefault(); }
@@ -81,7 +83,9 @@ export default function({data, parentElement, setTriggerValue}) {
   const host = parentElement.querySelector('.hg');
   const shape = JSON.stringify([data.rows, data.columns]);
   let state = instances.get(parentElement);
-  if (!state || state.shape !== shape) { state = build(host, data); state.shape = shape; instances.set(parentElement, state); }
+  if (!state || state.shape !== shape) {
+    state = build(host, data); state.shape = shape; instances.set(parentElement, state);
+  }
   state.send = setTriggerValue; state.data = data;
   paint(state); state.mark(data.selected);
 }

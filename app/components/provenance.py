@@ -25,7 +25,8 @@ def provenance(run: dict[str, Any], *, snippet: str | None = None) -> None:
         "error": run.get("error"),
     }
     width = max(map(len, lines))
-    st.code("\n".join(f"{key:{width}}  {value}" for key, value in lines.items() if value not in (None, "")), language=None)
+    told = [f"{key:{width}}  {value}" for key, value in lines.items() if value not in (None, "")]
+    st.code("\n".join(told), language=None)
     if isinstance(run.get("command"), list):
         st.text("The command that made it")
         st.code(shlex.join(map(str, run["command"])), language="bash", wrap_lines=True)

@@ -33,7 +33,8 @@ export default function({data, parentElement}) {
 
 _CSS = """
 .strip{display:flex;gap:14px;align-items:baseline;padding:3px 0;border-bottom:1px solid var(--st-border-color, #8883)}
-.head{flex:none;width:9em;font:12px var(--st-code-font, monospace);color:var(--st-text-color);opacity:.75;text-align:right}
+.head{flex:none;width:11em;text-align:right;opacity:.75;
+  font:12px var(--st-code-font, monospace);color:var(--st-text-color)}
 .text{font:14px/1.8 var(--st-code-font, monospace);white-space:pre-wrap;overflow-wrap:anywhere}
 .token{border-radius:3px;padding:1px 0;color:var(--st-text-color);unicode-bidi:isolate}
 .token.on{outline:2px solid rgb(230,150,20)}

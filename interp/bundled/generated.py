@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 WOMEN = (
     "Susan Karen Lisa Nancy Linda Carol Donna Amanda Jessica Ashley Rebecca Christine Emily Charlotte Eva Nina Olga "
@@ -130,10 +131,18 @@ _PRONOUN_FORMS = [
 _EVENTS = "war journey siege voyage plague strike reign quarrel search trial".split()
 
 
-def indirect_object(rng: random.Random, words: list[str]) -> str:
-    """Two names meet; one gives something to the other. A third of the names are any capitalised `words`, so that
-    copying does not depend on which name it is; one in twelve has a third giver (either of the two may receive)."""
-    pool = words if rng.random() < 0.35 else NAMES
+@dataclass(frozen=True)
+class Vocabulary:
+    """Single tokens that may stand in for names and nouns, so that copying and agreement do not depend on the word."""
+
+    words: list[str]
+    plurals: list[tuple[str, str]]
+
+
+def indirect_object(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """Two names meet; one gives something to the other. In half of the sentences any word stands in for a name; one in
+    twelve has a third giver (either of the two may receive)."""
+    pool = vocabulary.words if rng.random() < 0.5 else NAMES
     a, b, c = rng.sample(pool, 3)
     giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
     if rng.random() < 1 / 12:
@@ -149,9 +158,9 @@ def indirect_object(rng: random.Random, words: list[str]) -> str:
     )
 
 
-def agreement(rng: random.Random, words: list[str]) -> str:
+def agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
     """The verb agrees with the subject, not with the noun between them; the two differ in number two times in three."""
-    (noun, other, third) = rng.sample(SINGULAR_PLURAL, 3)
+    noun, other, third = rng.sample(vocabulary.plurals if rng.random() < 0.5 else SINGULAR_PLURAL, 3)
     plural = rng.random() < 0.5
     between = (not plural) if rng.random() < 0.67 else plural
     form = rng.choice(_SUBJECTS)
@@ -160,25 +169,25 @@ def agreement(rng: random.Random, words: list[str]) -> str:
     return f"{subject}{verb} {rng.choice(_ADJECTIVES)}."
 
 
-def capital(rng: random.Random, words: list[str]) -> str:
+def capital(rng: random.Random, vocabulary: Vocabulary) -> str:
     country = rng.choice(list(CAPITALS))
     return rng.choice(_CAPITAL_FORMS).format(country=country, city=CAPITALS[country])
 
 
-def pronoun(rng: random.Random, words: list[str]) -> str:
+def pronoun(rng: random.Random, vocabulary: Vocabulary) -> str:
     woman = rng.random() < 0.5
     form = rng.choice(_PRONOUN_FORMS)
     he, his, him = ("she", "her", "her") if woman else ("he", "his", "him")
     return form.format(name=rng.choice(WOMEN if woman else MEN), he=he, his=his, him=him)
 
 
-def years(rng: random.Random, words: list[str]) -> str:
+def years(rng: random.Random, vocabulary: Vocabulary) -> str:
     """An event ends after it began, in the same century: years as two two-digit tokens."""
     century, start = rng.randint(11, 19), rng.randint(2, 97)
     return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{rng.randint(start + 1, 99):02d}."
 
 
-KINDS: dict[Callable[[random.Random, list[str]], str], float] = {
+KINDS: dict[Callable[[random.Random, Vocabulary], str], float] = {
     indirect_object: 0.45,
     agreement: 0.35,
     capital: 0.10,
@@ -187,6 +196,6 @@ KINDS: dict[Callable[[random.Random, list[str]], str], float] = {
 }
 
 
-def sentence(rng: random.Random, words: list[str]) -> str:
-    """One sentence of a random kind. `words` are capitalised words that may stand in for names."""
-    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0](rng, words)
+def sentence(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """One sentence of a random kind."""
+    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0](rng, vocabulary)

@@ -1,0 +1,1 @@
+"""Change something, see what follows."""

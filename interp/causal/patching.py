@@ -1,0 +1,131 @@
+"""patch(): where does the answer travel? An activation is carried from one run into another.
+
+Denoising carries the clean activation into the corrupted run (what suffices?), noising the corrupted one into the clean
+run (what is needed?). `normalized` is 0 as corrupted and 1 as clean. Heimersheim & Nanda 2024, arXiv:2404.15255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.causal import sweeps
+from interp.causal.ablation import as_list
+from interp.causal.effects import Effects, build
+from interp.causal.interventions import replace
+from interp.data import metrics as scores
+from interp.data.tasks import Task
+from interp.decoder.loading import Model
+from interp.decoder.sites import LAYER_SITES, Component, expand
+from interp.errors import InputError, UnknownName, UnknownSite, nearest
+
+METHODS = ("denoise", "noise")
+AXES = (("layer", "position"), ("layer", "head"))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A cell of the map: a hook point, one head of it or all, one position of each prompt or all."""
+
+    row: dict
+    site: str
+    head: int | None
+    where: Tensor
+
+
+def patch(
+    model: Model,
+    task: Task,
+    *,
+    site: str = "resid_pre",
+    by: Sequence[str] = ("layer", "position"),
+    method: str | Sequence[str] = "denoise",
+    metric: str | Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Effects:
+    """Patch `site` at each layer and position (or head), one at a time.
+
+    Positions are every index where all prompts have one length, else the labels that the task gives. `effect` is patched
+    minus unpatched; `normalized` is (patched - corrupted) / (clean - corrupted), of the means over prompts. InputError
+    where a prompt has no corrupted twin of its length.
+    """
+    if site not in LAYER_SITES or site == "pattern":
+        options = [name for name in LAYER_SITES if name != "pattern"]
+        raise UnknownSite(f'no site "{site}" to patch. Nearest: {nearest(site, options)}.')
+    if tuple(by) not in AXES:
+        raise InputError(f"by {tuple(by)} given: it is one of {AXES[0]} and {AXES[1]}.")
+    if by[1] == "head" and site not in ("q", "k", "v", "z"):
+        raise InputError(f'site "{site}" has no heads: patch z, q, k or v by layer and head.')
+    methods, metrics = as_list(method), as_list(metric or task.default_metric)
+    for name in methods:
+        if name not in METHODS:
+            raise UnknownName(f'no method "{name}". Nearest: {nearest(name, METHODS)}.')
+    scores.check(metrics, has_wrong=task.has_wrong, task=task.name)
+    names = expand(f"*.{site}", model.sites, model=f'"{model.name}"')
+    task.tokens("corrupted")
+    places = _places(model, task, site, names, by[1])
+    clean = sweeps.logits_at_reads(model, task)
+    ends = {which: sweeps.score(task, metrics, sweeps.logits_at_reads(model, task, which), clean) for which in ("clean", "corrupted")}
+
+    values, baseline = {}, {}
+    with sweeps.progress("patching", len(methods) * len(places), progress) as advance:
+        for name in methods:
+            source, target = ("clean", "corrupted") if name == "denoise" else ("corrupted", "clean")
+            cache = sweeps.activations(model, task, names, source)
+            found = sweeps.sweep(
+                model, task, [_carry(place, cache) for place in places], metrics=metrics, which=target, clean=clean,
+                advance=advance,
+            )  # fmt: skip
+            values |= {(name, key): array for key, array in found.items()}
+            baseline[name] = ends[target]
+    about = {"model": model.provenance(), "task": task.name, "seed": seed}
+    both = {metric: (ends["corrupted"][metric], ends["clean"][metric]) for metric in metrics}
+    parts = [
+        build([p.row for p in places], {k: v for k, v in values.items() if k[0] == name}, baseline[name], seed=seed,
+              about=about, ends=both)
+        for name in methods
+    ]  # fmt: skip
+    if len(parts) == 1:
+        return parts[0]
+    import pandas as pd
+
+    # the baseline differs by method: the table says which; the file keeps the corrupted one
+    return Effects(pd.concat([part.rows for part in parts], ignore_index=True), values, ends["corrupted"], about)
+
+
+def _places(model: Model, task: Task, site: str, names: list[str], axis: str) -> list[_Place]:
+    everywhere = torch.ones(len(task), task.length, dtype=torch.bool)
+    if axis == "head":
+        n_heads = model.n_kv_heads if site in ("k", "v") else model.n_heads
+        return [
+            _Place({"component": Component("head", layer, head).name, "kind": "head", "layer": layer, "index": head,
+                    "position": "all"}, name, head, everywhere)
+            for layer, name in enumerate(names)
+            for head in range(n_heads)
+        ]  # fmt: skip
+    positions = [str(index) for index in range(task.length)] if task.same_length else task.labels
+    if not positions:
+        raise InputError(f'prompts of "{task.name}" differ in length and have no "positions": label them to patch by position.')
+    kind = {"attn_out": "attn", "mlp_out": "mlp"}.get(site, site)
+    return [
+        _Place({"component": f"L{layer}.{kind}", "kind": kind, "layer": layer, "index": -1, "position": position},
+               name, None, torch.arange(task.length) == task.at(position)[:, None])
+        for layer, name in enumerate(names)
+        for position in positions
+    ]  # fmt: skip
+
+
+def _carry(place: _Place, cache: dict[str, Tensor]) -> sweeps.Edits:
+    """The edit that puts the cached activation in `place`."""
+
+    def of(part: slice):
+        def edit(value: Tensor) -> Tensor:
+            return replace(value, cache[place.site][part], place.where[part].to(value.device), place.head)
+
+        return {place.site: edit}
+
+    return of

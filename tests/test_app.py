@@ -1,0 +1,316 @@
+"""The pages of the app on a small workspace, written here file by file as the contract has them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from streamlit.testing.v1 import AppTest
+
+MAIN = Path(__file__).parent.parent / "app" / "main.py"
+NASTY = ["<img src=x onerror=alert(1)>", "</script>", "$x$", ":red[hi]", "\u202eabc", "\n", " the"]
+N_LAYERS, N_HEADS, N_PROMPTS = 4, 6, 40
+STRONGEST = "L2H3"
+
+
+def write_run(folder: Path, kind: str, *, status: str = "done", started: str = "2026-01-02T00:00Z", **config) -> Path:
+    folder.mkdir(parents=True)
+    run = {
+        "kind": kind, "status": status, "config": config,
+        "command": ["interp", kind, "--n", "40", "--out", folder.name],
+        "model": {"name": "bundled", "revision": None, "fingerprint": "sha256:0123", "dtype": "float32"}, "seed": 7,
+        "versions": {"interp": "0.1.0"}, "started": started, "finished": started, "device": "cpu",
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def effects_table(values: dict, baseline: dict[str, np.ndarray], places: list[tuple]) -> pd.DataFrame:
+    rows = []
+    for (method, metric), of_all in values.items():
+        for (component, kind, layer, index, position), after in zip(places, of_all, strict=True):
+            effect = after - baseline[metric]
+            half = 2 * effect.std() / np.sqrt(effect.size)
+            rows.append({
+                "component": component, "kind": kind, "layer": layer, "index": index, "position": position,
+                "method": method, "metric": metric, "baseline": baseline[metric].mean(), "value": after.mean(),
+                "effect": effect.mean(), "effect_std": effect.std(), "ci_low": effect.mean() - half,
+                "ci_high": effect.mean() + half, "n": effect.size,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def write_effects(folder: Path, places: list[tuple], pairs: list[tuple], *, normalized: bool = False) -> None:
+    rng = np.random.default_rng(0)
+    baseline = {metric: rng.normal(3, 0.4, N_PROMPTS).astype("float32") for _, metric in pairs}
+    size = np.array([-2.0 if place[0] == STRONGEST else 0.3 * rng.normal() for place in places])
+    sign = {"logit_diff": 1, "loss": -1}
+    values = {
+        (method, metric): (
+            baseline[metric] + sign[metric] * (size[:, None] + 0.2 * rng.normal(size=(len(places), N_PROMPTS)))
+        ).astype("float32")
+        for method, metric in pairs
+    }
+    table = effects_table(values, baseline, places)
+    if normalized:
+        table["normalized"] = np.linspace(0, 1, len(table))
+    table.to_parquet(folder / "effects.parquet")
+    with h5py.File(folder / "effects.h5", "w") as file:
+        for (method, metric), array in values.items():
+            file[f"values/{method}/{metric}"] = array
+        for metric, array in baseline.items():
+            file[f"baseline/{metric}"] = array
+    return table
+
+
+def write_features(folder: Path) -> None:
+    (folder / "features").mkdir()
+    latents = pd.DataFrame({
+        "latent": range(8), "density": [0.0, 0.01, 0.02, 0.3, 0.001, 0.002, 0.003, 0.004],
+        "n_fires": [0, 10, 20, 300, 1, 2, 3, 4], "max_activation": [0.0, 5, 4, 9, 3, 2, 1, 0.5],
+        "top_token_text": ["", *NASTY], "dead": [True] + [False] * 7,
+    })  # fmt: skip
+    examples = [
+        {"latent": latent, "rank": rank, "activation": 5.0 - rank, "row": rank, "sequence": rank, "position": 3,
+         "tokens": NASTY, "token_index": 3, "values": [0.0, 1.0, 0.5, 5.0 - rank, 0.0, 0.2, 0.1]}
+        for latent in range(1, 8) for rank in range(3)
+    ]  # fmt: skip
+    latents.to_parquet(folder / "features" / "latents.parquet")
+    pd.DataFrame(examples).to_parquet(folder / "features" / "examples.parquet")
+
+
+def write_workspace(workspace: Path) -> Path:
+    """Two ablations, a patching, two dictionaries (one without features), a store."""
+    heads = [(f"L{i}H{j}", "head", i, j, "all") for i in range(N_LAYERS) for j in range(N_HEADS)]
+    mlps = [(f"L{i}.mlp", "mlp", i, -1, "all") for i in range(N_LAYERS)]
+    run = write_run(workspace / "runs" / "ioi-heads", "ablate", task="ioi", components="heads", n=N_PROMPTS)
+    pairs = [("mean", "logit_diff"), ("mean", "loss"), ("zero", "logit_diff")]
+    write_effects(run, heads + mlps, pairs)
+    pairs = [{"clean": f"{NASTY[i % 7]} prompt {i}", "answer": " Mary"} for i in range(N_PROMPTS)]
+    (run / "prompts.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    other = write_run(workspace / "runs" / "old", "ablate", started="2025-01-01T00:00:00Z", status="interrupted")
+    write_effects(other, heads[:6], [("zero", "logit_diff")])
+    grid = [(f"L{i}.resid_pre", "resid_pre", i, -1, p) for i in range(N_LAYERS) for p in ("IO", "S2", "end")]
+    patch = write_run(workspace / "runs" / "ioi-patch", "patch", task="ioi")
+    write_effects(patch, grid, [("denoise", "logit_diff")], normalized=True)
+    dictionary = write_run(workspace / "saes" / "demo", "sae", architecture="topk", site="blocks.2.hook_resid_post")
+    (dictionary / "metrics.json").write_text(json.dumps({"l0": 32.0, "fvu": 0.12, "ce_recovered_mean": 0.95}))
+    write_features(dictionary)
+    write_run(workspace / "saes" / "bare", "sae", started="2025-01-01T00:00:00Z", store="workspace/stores/demo")
+    write_run(workspace / "stores" / "demo", "record", sites=["2.resid_post"])
+    return workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--workspace", str(tmp_path)])
+    return write_workspace(tmp_path)
+
+
+def opened(page: str | None = None, **query: str) -> AppTest:
+    """The app on a page, as if the address had been typed."""
+    at = AppTest.from_file(str(MAIN), default_timeout=30).run()
+    if page:
+        at.switch_page(f"views/{page}.py")
+    for name, value in query.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception, at.exception[0].value
+    return at
+
+
+def texts(at: AppTest) -> str:
+    """All the text of a page that stands in elements of Streamlit's own."""
+    kinds = ("title", "subheader", "text", "caption", "code", "info", "warning", "error", "markdown")
+    return "\n".join(str(element.value) for kind in kinds for element in at.get(kind))
+
+
+def mounted(at: AppTest, name: str) -> dict:
+    """What was passed to the one component of that name."""
+    protos = [element.proto for element in at.get("bidi_component")]
+    (proto,) = [proto for proto in protos if name in proto.component_name]
+    return json.loads(proto.json)
+
+
+def test_home_lists_every_result_with_a_link_to_its_page(workspace):
+    at = opened()
+    links = {link.proto.label.replace("\\", ""): link.proto for link in at.get("page_link")}
+    assert set(links) == {"ioi-heads", "old", "ioi-patch", "demo", "bare"} and len(at.get("page_link")) == 6
+    assert (links["ioi-heads"].page, links["ioi-heads"].query_string) == ("ablation", "run=ioi-heads")
+    assert (links["bare"].page, links["bare"].query_string) == ("features", "sae=bare")
+    assert "(interrupted)" in texts(at)
+    at.text_input(key="runs-filter").set_value("patch").run()
+    assert [link.proto.label.replace("\\", "") for link in at.get("page_link")] == ["ioi-patch"]
+    at.text_input(key="runs-filter").set_value("").run()
+    at.selectbox(key="runs-status").select("interrupted").run()
+    assert [link.proto.label for link in at.get("page_link")] == ["old"]
+
+
+def test_an_empty_workspace_gives_the_command_that_fills_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--workspace", str(tmp_path)])
+    assert opened().code[0].value == f"interp demo --workspace {tmp_path}"
+    assert opened("ablation").code[0].value.startswith("interp ablate ")
+    assert opened("features").code[0].value.startswith("interp sae train ")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    assert opened().code[0].value == "interp demo"
+
+
+def test_the_page_of_a_run_shows_its_figure_and_provenance(workspace):
+    at = opened(run="ioi-patch")
+    (chart,) = at.get("plotly_chart")
+    assert "normalized: 0 = as corrupted, 1 = as clean" in chart.proto.spec
+    assert "interp patch --n 40 --out ioi-patch" in texts(at)
+    assert "interp record" in texts(opened(store="demo"))
+    assert 'no "iou-patch" in this workspace. Nearest: ioi-patch' in texts(opened(run="iou-patch"))
+
+
+def test_ablation_opens_on_the_newest_run_and_its_strongest_component(workspace):
+    at = opened("ablation")
+    data = mounted(at, "heat_grid")
+    assert data["columns"] == [*(f"H{j}" for j in range(N_HEADS)), "MLP"] and data["rows"] == ["L0", "L1", "L2", "L3"]
+    assert data["selected"] == STRONGEST and data["names"][2][3] == STRONGEST
+    assert data["centre"] == 0 and data["limit"] == pytest.approx(abs(data["values"][2][3]))
+    assert not data["red_is_positive"]
+    assert "effect = ablated - clean; red = the component helped" in texts(at)
+    assert STRONGEST in [element.value.replace("\\", "") for element in at.subheader]
+    assert float(at.metric[0].value) == pytest.approx(data["values"][2][3], abs=1e-3)
+    assert at.dataframe[-1].value["component"].iloc[0] == STRONGEST
+    assert "interp ablate --n 40 --out ioi-heads" in texts(at)
+
+
+def test_what_is_chosen_is_in_the_address_and_the_address_chooses(workspace):
+    at = opened("ablation", run="ioi-heads", head="L1.mlp", metric="loss")
+    data = mounted(at, "heat_grid")
+    assert data["selected"] == "L1.mlp" and data["red_is_positive"]
+    assert at.selectbox(key="choose-metric").value == "loss"
+    at.selectbox(key="choose-head").select("L0H5").run()
+    assert at.query_params["head"] == "L0H5" and mounted(at, "heat_grid")["selected"] == "L0H5"
+    at.selectbox(key="choose-run").select("old").run()
+    assert at.query_params["run"] == "old" and "head" not in at.query_params
+    assert 'This run has no "loss"; showing logit_diff.' in texts(at)
+    unknown = opened("ablation", head="L9H9")
+    assert f'no component "L9H9"; showing the strongest, {STRONGEST}' in texts(unknown)
+
+
+def test_the_prompts_of_a_component_are_those_of_effects_h5(workspace):
+    at = opened("ablation", run="ioi-heads", head="L3.mlp", method="zero")
+    with h5py.File(workspace / "runs" / "ioi-heads" / "effects.h5") as file:
+        effect = file["values/zero/logit_diff"][-1].astype(float) - file["baseline/logit_diff"][:]
+    shown = at.dataframe[0].value.sort_index()
+    np.testing.assert_allclose(shown["effect"], effect, atol=1e-6)
+    assert shown["prompt text"].iloc[0] == "<img src=x onerror=alert(1)> prompt 0"
+    assert float(at.metric[0].value) == pytest.approx(effect.mean(), abs=1e-3)
+
+
+def test_features_lists_latents_and_shows_the_one_in_the_address(workspace):
+    at = opened("features", sae="demo", feature="2")
+    assert mounted(at, "token_strip")["label"] == "top examples of latent 2"
+    assert [metric.value for metric in at.metric[:3]] == ["32.0", "0.120", "95.0%"]
+    table = at.dataframe[0].value
+    assert list(table["latent"]) == [3, 1, 2, 4, 5, 6, 7]
+    for kind, latents in {"dead": [0], "dense": [3], "all": [3, 1, 2, 4, 5, 6, 7, 0]}.items():
+        at.radio(key="latents-kind").set_value(kind).run()
+        assert list(at.dataframe[0].value["latent"]) == latents
+    at.text_input(key="latents-search").set_value("ONERROR").run()
+    assert list(at.dataframe[0].value["latent"]) == [1]
+    assert "interp sae features bare --store demo" in texts(opened("features", sae="bare"))
+    assert "fired on no token" in texts(opened("features", feature="0"))
+    assert "No latent 99 here: they are numbered 0 to 7." in texts(opened("features", feature="99"))
+
+
+def test_token_text_reaches_the_page_only_as_component_data(workspace):
+    at = opened("features", sae="demo", feature="1")
+    data = mounted(at, "token_strip")
+    assert data["strips"][0]["tokens"][:4] == NASTY[:4]
+    assert data["strips"][0]["tokens"][4:] == ["\\u202eabc", "↵", " the"]
+    for token in NASTY[:4]:
+        assert token not in texts(at) and token not in texts(opened("ablation"))
+
+
+@pytest.mark.parametrize("script", ["heat_grid.py", "token_strip.py"])
+def test_components_write_text_only_through_text_content(script):
+    source = (MAIN.parent / "components" / script).read_text()
+    assert "textContent" in source
+    assert not any(word in source for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"))
+
+
+@pytest.mark.parametrize("name", ["../secret", "..", "a/b", "a\\b", "/etc", ".hidden", "a..b", "<b>", ""])
+def test_names_that_could_be_paths_are_not_read(workspace, name):
+    (workspace.parent / "secret").mkdir(exist_ok=True)
+    for page, field in (("ablation", "run"), ("features", "sae"), (None, "store")):
+        at = opened(page, **{field: name})
+        assert f"Ignored in the address, not the form of a name or number: {field}." in texts(at)
+
+
+def test_links_that_lead_out_of_the_workspace_are_not_followed(workspace, tmp_path_factory):
+    outside = write_workspace(tmp_path_factory.mktemp("outside"))
+    (workspace / "runs" / "linked").symlink_to(outside / "runs" / "ioi-heads")
+    run = write_run(workspace / "runs" / "half", "ablate")
+    for name in ("effects.parquet", "effects.h5"):
+        (run / name).symlink_to(outside / "runs" / "ioi-heads" / name)
+    assert 'no "linked" in this workspace' in texts(opened("ablation", run="linked"))
+    assert "effects.parquet leads out of the workspace" in texts(opened("ablation", run="half"))
+
+
+def test_a_broken_file_is_one_line_and_not_a_crash(workspace):
+    run = workspace / "runs" / "ioi-heads"
+    (run / "effects.parquet").write_bytes(b"not parquet")
+    (workspace / "saes" / "demo" / "metrics.json").write_text("{")
+    write_run(workspace / "runs" / "nothing", "ablate")
+    assert "This run cannot be shown." in texts(opened("ablation", run="ioi-heads"))
+    assert "This run cannot be shown." in texts(opened("ablation", run="nothing"))
+    assert "This dictionary cannot be shown." in texts(opened("features", sae="demo"))
+
+
+def test_pages_import_no_torch(workspace):
+    script = (
+        "import sys; sys.argv = ['main.py', '--workspace', sys.argv[1]]\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"at = AppTest.from_file({str(MAIN)!r}, default_timeout=60).run()\n"
+        "for page in ('ablation', 'features'):\n"
+        "    at.switch_page(f'views/{page}.py').run()\n"
+        "    assert not at.exception\n"
+        "assert not {'torch', 'transformer_lens', 'transformers'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script, str(workspace)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=MAIN.parent.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_command_wants_a_workspace_and_a_free_port(workspace, tmp_path_factory):
+    from interp.cli.app import app
+    from interp.errors import InputError
+
+    cli = typer.Typer()
+    cli.command()(app)
+    command = typer.main.get_command(cli)
+    missing = tmp_path_factory.mktemp("none") / "workspace"
+    with pytest.raises(InputError, match="no workspace at .*interp demo"):
+        command.main(["--workspace", str(missing)], standalone_mode=False)
+    assert not missing.exists()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot listen on .* --port"):
+        command.main(["--workspace", str(workspace), "--port", str(taken.getsockname()[1])], standalone_mode=False)
+
+
+def test_the_command_runs_streamlit_on_this_machine_only(workspace, monkeypatch, capsys):
+    from interp.cli import app as cli
+
+    calls = []
+    monkeypatch.setattr(cli.os, "execve", lambda *call: calls.append(call))
+    cli.app(workspace=workspace, port=8599, host="127.0.0.1", headless=True)
+    ((_, arguments, environment),) = calls
+    assert arguments[1:4] == ["-m", "streamlit", "run"] and Path(arguments[4]) == MAIN
+    assert {"--server.address=127.0.0.1", "--server.port=8599", "--server.headless=true",
+            "--browser.gatherUsageStats=false"} <= set(arguments)  # fmt: skip
+    assert arguments[-3:] == ["--", "--workspace", str(workspace)]
+    assert environment["PYTHONPATH"].startswith(str(MAIN.parent.parent))
+    assert "http://127.0.0.1:8599" in capsys.readouterr().out

@@ -1,0 +1,140 @@
+"""The app as a reader meets it: `streamlit run` on a free port, a real Chromium, no request to any other machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from test_app import MAIN, NASTY, STRONGEST, write_workspace
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+pytestmark = pytest.mark.skipif(not os.access(CHROMIUM, os.X_OK), reason=f"no Chromium at {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    """The app, started by the command's own arguments on a workspace of test_app."""
+    from interp.cli.app import command
+
+    workspace = write_workspace(tmp_path_factory.mktemp("browser"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = workspace / "log.txt"
+    with open(log, "wb") as output:
+        arguments = command(MAIN, workspace, "127.0.0.1", port, headless=True)
+        environment = os.environ | {"PYTHONPATH": f"{MAIN.parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        server = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/_stcore/health", server, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.1)
+    pytest.fail(f"the app did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page that fails its test if it asked anything of another machine, or if a script of it failed."""
+    page = chromium.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(30_000)
+    asked: list[str] = []
+    failed: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    yield page
+    page.close()
+    local = ("127.0.0.1", None)  # None: data: and blob:
+    assert asked and [url for url in asked if urlsplit(url).hostname not in local and not url.startswith("blob:")] == []
+    assert failed == []
+
+
+def cell(page, name: str):
+    return page.get_by_role("gridcell", name=re.compile(f"^{re.escape(name)}: "))
+
+
+def heading(page, name: str):
+    return page.get_by_role("heading", name=name, exact=True)
+
+
+def test_a_click_on_a_head_changes_the_address_and_the_details(page, address):
+    page.goto(f"{address}/ablation?run=ioi-heads")
+    heading(page, STRONGEST).wait_for()
+    assert cell(page, STRONGEST).get_attribute("aria-selected") == "true"
+    box = cell(page, "L1H4").bounding_box()
+    for name, x, y in (("L1H4", 2, 2), ("L3.mlp", 15, 15), ("L0H0", box["width"] - 2, box["height"] - 2)):
+        cell(page, name).click(position={"x": x, "y": y})
+        heading(page, name).wait_for()
+        page.wait_for_url(f"**/ablation?run=ioi-heads&head={name}")
+        assert cell(page, name).get_attribute("aria-selected") == "true"
+    page.go_back()
+    heading(page, "L3.mlp").wait_for()
+
+
+def test_the_map_answers_to_the_keyboard(page, address):
+    page.goto(f"{address}/ablation?run=ioi-heads&head=L1H1")
+    heading(page, "L1H1").wait_for()
+    cell(page, "L1H1").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    heading(page, "L2H2").wait_for()
+    assert "head=L2H2" in page.url
+
+
+def test_home_leads_to_the_map_and_to_the_features(page, address):
+    page.goto(address)
+    page.get_by_role("link", name="ioi-heads").click()
+    heading(page, STRONGEST).wait_for()
+    assert page.url == f"{address}/ablation?run=ioi-heads"
+    page.goto(address)
+    page.get_by_role("link", name="demo").first.click()
+    heading(page, "Latent 3").wait_for()
+    assert page.url == f"{address}/features?sae=demo"
+
+
+def test_token_text_is_shown_and_never_run(page, address):
+    page.add_init_script("window.alert = () => { window.alerted = true }")
+    page.goto(f"{address}/features?sae=demo&feature=1")
+    heading(page, "Latent 1").wait_for()
+    strip = page.get_by_role("listitem").first
+    strip.wait_for()
+    for token in NASTY[:4]:
+        assert token in strip.inner_text()
+    assert "\\u202e" in strip.inner_text() and "\u202e" not in strip.inner_text()
+    assert page.locator("img[src=x]").count() == 0 and page.evaluate("window.alerted") is None

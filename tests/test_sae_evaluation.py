@@ -1,0 +1,213 @@
+"""Metrics against slow definitions, splicing against identities, dictionaries of another model refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+
+@pytest.fixture(scope="module")
+def dct(tiny_store):
+    import sae
+
+    return sae.train(
+        tiny_store, site="1.resid_post", d_sae=64, k=4, batch_size=128, n_tokens=100 * 128, lr=3e-3, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def report(dct, tiny_model, tiny_text):
+    import sae
+
+    return sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=1000, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_model, tiny_text):
+    from interp.data.text import read_text, windows
+
+    return windows(tiny_model, read_text(str(tiny_text)), context=32, n_tokens=1000)
+
+
+def slow_logits(model, tokens, change):
+    """By a plain PyTorch hook on the last block of the Hugging Face model; `change` never reaches BOS."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(model.name, attn_implementation="eager").eval()
+    kept = {}
+
+    def hook(module, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        kept["x"] = x
+        y = torch.where((tokens == model.bos).unsqueeze(-1), x, change(x))
+        return (y, *output[1:]) if isinstance(output, tuple) else y
+
+    hf.transformer.h[1].register_forward_hook(hook)
+    with torch.no_grad():
+        return hf(tokens).logits.double(), kept["x"]
+
+
+def test_losses_and_kl_equal_a_slow_loop_on_the_hugging_face_model(report, dct, tiny_model, tokens):
+    clean, x = slow_logits(tiny_model, tokens, lambda x: x)
+    words = x[tokens != tiny_model.bos]
+    changes = {
+        "clean": lambda x: x, "sae": dct, "zero": torch.zeros_like, "mean": lambda x: words.mean(0).expand_as(x)
+    }  # fmt: skip
+    ce, kl = {}, {}
+    for name, change in changes.items():
+        logits, _ = slow_logits(tiny_model, tokens, change)
+        losses, divergences = [], []
+        for window in range(len(tokens)):
+            for pos in range(tokens.shape[1] - 1):
+                if tiny_model.bos in tokens[window, pos : pos + 2]:
+                    continue
+                losses.append(F.cross_entropy(logits[window, pos], tokens[window, pos + 1]))
+                p, q = clean[window, pos].log_softmax(-1), logits[window, pos].log_softmax(-1)
+                divergences.append((p.exp() * (p - q)).sum())
+        ce[name], kl[name] = float(torch.stack(losses).mean()), float(torch.stack(divergences).mean())
+        assert getattr(report, f"ce_{name}") == pytest.approx(ce[name], abs=1e-5)  # float32 forward passes
+    assert report.kl == pytest.approx(kl["sae"], abs=1e-5)
+    for to in ("zero", "mean"):
+        recovered = (ce[to] - ce["sae"]) / (ce[to] - ce["clean"])
+        assert getattr(report, f"ce_recovered_{to}") == pytest.approx(recovered, abs=1e-3)
+        assert getattr(report, f"kl_recovered_{to}") == pytest.approx(1 - kl["sae"] / kl[to], abs=1e-3)
+
+
+def test_fit_numbers_equal_their_definitions_over_all_tokens(report, dct, tiny_model, tokens):
+    x = slow_logits(tiny_model, tokens, lambda x: x)[1][tokens != tiny_model.bos]
+    latents, x_hat = dct.encode(x), dct(x).double()
+    x = x.double()
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert report.fvu == pytest.approx(float(fvu), rel=1e-4)
+    assert report.mse == pytest.approx(float((x - x_hat).square().sum(1).mean()), rel=1e-4)
+    assert report.cosine == pytest.approx(float(F.cosine_similarity(x, x_hat).mean()), rel=1e-4)
+    assert report.l2_ratio == pytest.approx(float((x_hat.norm(dim=1) / x.norm(dim=1)).mean()), rel=1e-4)
+    bias = x_hat.square().sum() / (x * x_hat).sum()
+    assert report.relative_bias == pytest.approx(float(bias), rel=1e-4)
+    density = (latents > 0).double().mean(0)
+    assert report.l0 == pytest.approx(float((latents > 0).sum(1).double().mean()), abs=0.01)
+    assert report.dead == int((density == 0).sum()) and report.n_tokens == len(x)
+    assert report.dense_10pct == pytest.approx(float((density > 0.1).double().mean()), abs=0.02)
+
+
+def test_fvu_of_the_mean_is_one_and_of_a_perfect_dictionary_zero():
+    from sae.dictionary import Dictionary
+    from sae.evaluation import Fit
+
+    x = torch.randn(1000, 3) + 100
+    eye = torch.eye(3)
+    both = torch.cat([eye, -eye])
+    perfect = Dictionary(both.T.contiguous(), torch.zeros(6), both, torch.zeros(3), k=3, site="s")
+    useless = Dictionary(both.T.contiguous(), torch.full((6,), -1e6), both, x.mean(0), k=3, site="s")
+    for dct, wanted in ((perfect, 0.0), (useless, 1.0)):
+        fit = Fit(dct)
+        for batch in x.split(7):
+            fit.add(batch)
+        assert fit.fvu == pytest.approx(wanted, abs=1e-5)
+
+
+def test_splicing_with_the_error_kept_changes_nothing(dct, tiny_model, tokens):
+    import sae
+
+    with torch.no_grad():
+        clean = tiny_model(tokens[:2])
+        with sae.spliced(tiny_model, dct, keep_error=True):
+            kept = tiny_model(tokens[:2])
+        with sae.spliced(tiny_model, dct):
+            replaced = tiny_model(tokens[:2])
+        after = tiny_model(tokens[:2])
+    torch.testing.assert_close(kept, clean, rtol=1e-4, atol=1e-4)  # x - y + y in float32
+    assert (replaced - clean).abs().max() > 1e-2
+    assert torch.equal(after, clean)
+
+
+def test_an_edited_latent_moves_the_logits_by_its_decoder_row(dct, tiny_model, tokens):
+    """Zeroing one latent with the error kept is subtracting its value times its decoder row."""
+    import sae
+    from interp.decoder.hooks import captured, edited
+
+    with torch.no_grad():
+        with captured(tiny_model, [dct.site]) as cache:
+            tiny_model(tokens[:2])
+        values = dct.encode(cache[dct.site])
+        latent = int(values.sum((0, 1)).argmax())
+
+        def without(latents):
+            return latents.index_fill(-1, torch.tensor([latent]), 0.0)
+
+        with sae.spliced(tiny_model, dct, edit=without, keep_error=True):
+            ours = tiny_model(tokens[:2])
+        with edited(tiny_model, {dct.site: lambda x: x - values[..., latent, None] * dct.W_dec[latent]}):
+            by_hand = tiny_model(tokens[:2])
+    torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_masked_positions_are_left_alone(dct, tiny_model, tokens):
+    import sae
+    from interp.decoder.hooks import captured
+
+    mask = torch.zeros(2, 32, dtype=torch.bool)
+    mask[:, 5:] = True
+    with torch.no_grad():
+        with captured(tiny_model, [dct.site]) as before:
+            tiny_model(tokens[:2])
+        with sae.spliced(tiny_model, dct, mask=mask), captured(tiny_model, [dct.site]) as after:
+            tiny_model(tokens[:2])
+    assert torch.equal(before[dct.site][:, :5], after[dct.site][:, :5])
+    torch.testing.assert_close(after[dct.site][:, 5:], dct(before[dct.site])[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_dictionary_on_heads_is_evaluated_over_heads_side_by_side(tiny_model, tiny_text, tmp_path):
+    import interp.store.recording as recording
+    import sae
+
+    store = recording.record(tiny_model, str(tiny_text), sites="0.z", n_tokens=1000, context=32, out=tmp_path / "z")
+    dct = sae.train(store, site="0.z", d_sae=64, k=16, batch_size=64, progress=False)
+    assert dct.d_in == 32
+    report = sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=500)
+    assert report.fvu < 1 and math.isfinite(report.ce_recovered_mean)
+
+
+def test_report_comes_back_and_keeps_what_training_wrote(report, tmp_path):
+    import dataclasses
+    import json
+
+    from interp.errors import MissingFile
+    from sae.evaluation import Report
+
+    path = tmp_path / "metrics.json"
+    path.write_text('{"train_fvu": 0.5}')
+    with pytest.raises(MissingFile, match="no evaluation"):
+        Report.load(path)
+    dataclasses.replace(report, ce_recovered_zero=math.nan).save(path)
+    again = Report.load(path)
+    assert math.isnan(again.ce_recovered_zero) and dataclasses.replace(again, ce_recovered_zero=0.0) == (
+        dataclasses.replace(report, ce_recovered_zero=0.0)
+    )
+    assert json.loads(path.read_text())["train_fvu"] == 0.5
+    assert list(report.table().columns) == ["metric", "value"]
+
+
+def test_another_models_dictionary_is_refused(dct, tiny_model, tiny_text):
+    import copy
+
+    import sae
+    from interp.errors import InputError, UnknownSite, WrongModel
+
+    other = copy.deepcopy(dct)
+    other.model = dct.model | {"name": "other", "fingerprint": "sha256:0"}
+    with pytest.raises(WrongModel, match='trained on "other"'):
+        sae.evaluate(other, tiny_model, str(tiny_text), context=32)
+    with pytest.raises(WrongModel), sae.spliced(tiny_model, other):
+        pass
+    other.model, other.site = {}, "blocks.7.hook_resid_post"
+    with pytest.raises(UnknownSite, match="Nearest"):
+        sae.evaluate(other, tiny_model, str(tiny_text), context=32)
+    other.site = "blocks.1.mlp.hook_post"
+    with pytest.raises(WrongModel, match="width 128"):
+        sae.evaluate(other, tiny_model, str(tiny_text), context=32)
+    with pytest.raises(InputError, match="no two tokens"):
+        sae.evaluate(dct, tiny_model, str(tiny_text), context=2)

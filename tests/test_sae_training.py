@@ -1,0 +1,273 @@
+"""Training: it learns what is there, a killed run ends in bitwise the same files, bad input writes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SETTINGS = {"site": "1.resid_post", "d_sae": 64, "k": 4, "batch_size": 128, "n_tokens": 60 * 128, "seed": 3}
+QUIET = {"progress": False, "log_every": 5}
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_store, tmp_path_factory):
+    """60 steps without a stop."""
+    import sae
+
+    out = tmp_path_factory.mktemp("saes") / "straight"
+    sae.train(tiny_store, **SETTINGS, **QUIET, out=out)
+    return out
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    for name in ("sae_weights.safetensors", "cfg.json", "metrics.json", "train_log.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_train_writes_a_finished_folder(straight, tiny_store):
+    import sae
+
+    assert {p.name for p in straight.iterdir()} == {
+        "cfg.json", "sae_weights.safetensors", "run.json", "metrics.json", "train_log.csv"
+    }  # fmt: skip
+    run = json.loads((straight / "run.json").read_text())
+    assert run["kind"] == "sae" and run["status"] == "done" and run["model"] == tiny_store.model
+    rows = list(csv.DictReader((straight / "train_log.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(5, 61, 5))
+    assert float(rows[-1]["fvu"]) < float(rows[0]["fvu"])
+    dct = sae.load(straight)
+    torch.testing.assert_close(dct.W_dec.norm(dim=1), torch.ones(64))
+    metrics = json.loads((straight / "metrics.json").read_text())
+    assert 0 < metrics["train_l0"] <= 4 and 0 < metrics["train_fvu"] < 1
+
+
+@pytest.mark.parametrize("stop", [25, 30, 59])
+def test_interrupted_training_continues_to_the_same_bits(stop, straight, tiny_store, tmp_path, monkeypatch):
+    import sae
+    from sae.training import Trainer
+
+    update = Trainer.update
+
+    def stopping(self, x):
+        if self.step == stop:
+            raise KeyboardInterrupt
+        return update(self, x)
+
+    out = tmp_path / "stopped"
+    monkeypatch.setattr(Trainer, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sae.train(tiny_store, **SETTINGS, **QUIET, out=out, checkpoint_every=10)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    steps = []
+    monkeypatch.setattr(Trainer, "update", lambda self, x: steps.append(self.step) or update(self, x))
+    sae.train(tiny_store, **SETTINGS, **QUIET, out=out, checkpoint_every=10)
+    assert steps == list(range(stop // 10 * 10, 60))
+    assert_same_files(out, straight)
+    assert not (out / "checkpoint.safetensors").exists()
+
+
+def test_training_killed_by_sigkill_continues_to_the_same_bits(straight, tiny_store, tmp_path):
+    import sae
+
+    script = (
+        "import os, signal, sys, torch\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "import sae\nfrom sae.training import Trainer\n"
+        "update = Trainer.update\n"
+        "def killed(self, x):\n"
+        "    if self.step == 25: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return update(self, x)\n"
+        "Trainer.update = killed\n"
+        f"sae.train(sys.argv[1], **{SETTINGS}, **{QUIET}, out=sys.argv[2], checkpoint_every=10)\n"
+    )
+    out, root = tmp_path / "killed", Path(__file__).parent.parent
+    arguments = [sys.executable, "-c", script, str(tiny_store.path), str(out), str(torch.get_num_threads())]
+    assert subprocess.run(arguments, cwd=root).returncode == -signal.SIGKILL
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    assert (out / "checkpoint.safetensors").exists()
+    sae.train(tiny_store, **SETTINGS, **QUIET, out=out, checkpoint_every=10)
+    assert_same_files(out, straight)
+
+
+def test_one_step_is_the_plain_recipe(tiny_store):
+    """Dense encoder and decoder, autograd, torch's default Adam, against `Trainer` over 5 steps."""
+    from sae.training import TrainConfig, Trainer
+
+    config = TrainConfig(site=tiny_store.site("1.resid_post"), d_sae=48, k=4, n_tokens=5 * 256, batch_size=256, lr=1e-2)
+    batches = [torch.from_numpy(x) for x in tiny_store.batches(config.site, 256, seed=0)][:5]
+    trainer = Trainer(config, torch.cat(batches))
+    weights = {name: p.detach().clone().requires_grad_() for name, p in trainer.dct.named_parameters()}
+    adam = torch.optim.Adam(weights.values(), fused=False, foreach=False)
+    for step, x in enumerate(batches):
+        trainer.update(x)
+        x = x * trainer.scale
+        pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+        keep = torch.zeros_like(pre).scatter(1, pre.topk(4).indices, 1.0)
+        x_hat = (pre.relu() * keep) @ weights["W_dec"] + weights["b_dec"]
+        adam.zero_grad()
+        (x - x_hat).square().sum(1).mean().backward()
+        rows = weights["W_dec"]
+        rows.grad -= (rows.grad * rows).sum(1, keepdim=True).detach() * rows.detach()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        adam.param_groups[0]["lr"] = config.rate(step)
+        adam.step()
+        with torch.no_grad():
+            rows /= rows.norm(dim=1, keepdim=True)
+    for name, parameter in trainer.dct.named_parameters():
+        torch.testing.assert_close(
+            parameter, weights[name], rtol=1e-3, atol=2e-5
+        )  # Adam divides rounding by small moments
+
+
+def test_scale_is_folded_so_that_raw_and_scaled_latents_agree(tiny_store):
+    from sae.training import TrainConfig, Trainer
+
+    x = torch.from_numpy(next(tiny_store.batches("1.resid_post", 512))) * 7 + 3
+    trainer = Trainer(TrainConfig(site="s", d_sae=48, k=4, n_tokens=2048, batch_size=512, lr=1e-2), x)
+    for _ in range(4):
+        trainer.update(x)
+    with torch.no_grad():
+        raw, scaled = trainer.finished(), trainer.dct
+        torch.testing.assert_close(
+            raw.encode(x) * trainer.scale, scaled.encode(x * trainer.scale), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(raw(x) * trainer.scale, scaled(x * trainer.scale), rtol=1e-4, atol=1e-5)
+        centred = x - raw.b_dec
+        assert 0.9 < float((centred * trainer.scale).square().sum(1).mean()) < 1.1
+
+
+def test_training_finds_the_directions_that_made_sparse_data():
+    from sae.training import TrainConfig, Trainer
+
+    g = torch.Generator().manual_seed(0)
+    true = torch.nn.functional.normalize(torch.randn(24, 16, generator=g), dim=1)
+    which = torch.rand(40_000, 24, generator=g).topk(2, dim=1).indices
+    amounts = torch.zeros(40_000, 24).scatter(1, which, 1 + torch.rand(40_000, 2, generator=g))
+    x = amounts @ true + 5
+    trainer = Trainer(TrainConfig(site="s", d_sae=48, k=2, n_tokens=600 * 512, batch_size=512, lr=5e-3), x[:4096])
+    for _ in range(600):
+        report = trainer.update(x[torch.randint(len(x), (512,), generator=g)])
+    assert float(report["fvu"]) < 0.1
+    best = (true @ trainer.dct.W_dec.detach().T).max(1).values
+    assert int((best > 0.9).sum()) >= 20
+
+
+def test_auxk_revives_latents_that_never_fire(tiny_store):
+    from sae.training import TrainConfig, Trainer
+
+    def dead_after_training(aux_weight: float) -> int:
+        config = TrainConfig(
+            site=tiny_store.site("1.resid_post"), d_sae=64, k=4, n_tokens=150 * 256, batch_size=256, lr=3e-3,
+            dead_after=1024, aux_weight=aux_weight,
+        )  # fmt: skip
+        batches = [torch.from_numpy(x) for x in tiny_store.batches(config.site, 256, seed=0)]
+        trainer = Trainer(config, torch.cat(batches))
+        with torch.no_grad():
+            trainer.dct.b_enc[:32] = -0.5  # out of reach of the top k
+        for step in range(config.n_steps):
+            report = trainer.update(batches[step % len(batches)])
+        return int(report["dead"])
+
+    assert dead_after_training(1 / 32) < dead_after_training(0.0)
+
+
+def test_silent_counter_counts_tokens_since_the_last_firing(tiny_store):
+    from sae.training import TrainConfig, Trainer
+
+    batches = [torch.from_numpy(x) for x in tiny_store.batches("1.resid_post", 100)][:6]
+    trainer = Trainer(TrainConfig(site="s", d_sae=200, k=2, n_tokens=600, batch_size=100, lr=1e-3), torch.cat(batches))
+    wanted = torch.zeros(200, dtype=torch.long)
+    for x in batches:
+        with torch.no_grad():
+            fired = (trainer.dct.encode(x * trainer.scale) > 0).any(0)
+        wanted = torch.where(fired, 0, wanted + 100)
+        trainer.update(x)
+        assert torch.equal(trainer.silent, wanted)
+
+
+def test_geometric_median_ignores_an_outlier():
+    from sae.training import geometric_median
+
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1e6, 1e6]])
+    assert geometric_median(points).norm() < 2
+
+
+def test_learning_rate_rises_and_falls_to_nearly_zero():
+    from sae.training import TrainConfig
+
+    config = TrainConfig(site="s", n_tokens=100 * 1024, lr=1.0)
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == 1.0 and rates[-1] == pytest.approx(0.05)
+    assert rates[4:80] == [1.0] * 76
+
+
+BAD = {
+    "site": ({"site": "1.resid_pots"}, "Nearest: 1.resid_post"),
+    "two sites": ({"site": "*.resid_post"}, "name one"),
+    "architecture": ({"architecture": "topkk"}, "Nearest: topk"),
+    "k": ({"k": 65}, "more than d_sae"),
+    "k 0": ({"k": 0}, "at least 1"),
+    "d_sae": ({"d_sae": 0}, "at least 1"),
+    "lr": ({"lr": 0.0}, "lr must be above 0"),
+    "batch": ({"batch_size": 100_000, "n_tokens": None}, "fewer|less"),
+    "n_tokens": ({"n_tokens": 10}, "less than one batch"),
+    "device": ({"device": "quantum"}, "no device"),
+    "log_every": ({"log_every": 0}, "at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_one_line_and_write_nothing(case, tiny_store, tmp_path):
+    import sae
+    from interp.errors import InputError
+
+    given, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        sae.train(tiny_store, **(SETTINGS | QUIET | given), out=tmp_path / "new")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_store_that_is_not_there_is_missing(tmp_path):
+    import sae
+    from interp.errors import MissingFile
+
+    with pytest.raises(MissingFile):
+        sae.train(tmp_path / "nothing", **SETTINGS, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_finished_output_is_overwritten_only_when_asked(straight, tiny_store, tmp_path):
+    import shutil
+
+    import sae
+    from interp.errors import AlreadyExists, InputError
+
+    out = tmp_path / "copy"
+    shutil.copytree(straight, out)
+    with pytest.raises(AlreadyExists, match="--overwrite"):
+        sae.train(tiny_store, **SETTINGS, **QUIET, out=out)
+    assert_same_files(out, straight)
+    sae.train(tiny_store, **(SETTINGS | {"k": 2, "n_tokens": 640}), **QUIET, out=out, overwrite=True)
+    assert sae.load(out).k == 2
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(run | {"status": "interrupted"}))
+    with pytest.raises(InputError, match="other settings"):
+        sae.train(tiny_store, **SETTINGS, **QUIET, out=out)
+
+
+def test_training_without_out_writes_nothing_and_gives_the_same_weights(straight, tiny_store, tmp_path, monkeypatch):
+    import sae
+
+    monkeypatch.chdir(tmp_path)
+    dct = sae.train(tiny_store, **SETTINGS, **QUIET)
+    assert list(tmp_path.iterdir()) == []
+    for name, value in sae.load(straight).named_parameters():
+        assert torch.equal(value, getattr(dct, name))
