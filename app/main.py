@@ -6,7 +6,17 @@ import streamlit as st
 
 from app import state
 
+# Room for results above the fold; links that look like links.
+STYLE = """<style>
+.stMainBlockContainer {padding-top: 4rem}
+h1 {font-size: 1.8rem !important; padding: 0 !important}
+[data-testid="stMetricValue"] {font-size: 1.3rem}
+.stMain [data-testid="stPageLink-NavLink"] {background: none; padding-left: 0}
+.stMain [data-testid="stPageLink-NavLink"] p {text-decoration: underline; font-weight: 500}
+</style>"""
+
 st.set_page_config(page_title="Interpretability workbench", layout="wide")
+st.html(STYLE)
 page = st.navigation(
     [
         st.Page(state.RUNS, title="Runs", default=True),

@@ -68,7 +68,7 @@ def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "me
     return Scale(_limit(values), formula, red_is_positive=metric in LOWER_IS_BETTER)
 
 
-def _limit(values: Sequence[float] | pd.Series) -> float:
+def _limit(values: Sequence[float] | pd.Series | np.ndarray) -> float:
     values = np.asarray(values, float)
     values = np.abs(values[np.isfinite(values)])
     return float(values.max()) if values.size and values.max() > 0 else 1.0
@@ -108,9 +108,7 @@ def component_grid(table: pd.DataFrame) -> Grid | None:
         names=[[None if row is None else row["component"] for row in line] for line in at],
         values=[[_finite(row, number) for row in line] for line in at],
         hover=[["not measured" if row is None else describe(row) for row in line] for line in at],
-        scale=scale(
-            [row[number] for row in cells.values()], metric, method=method, normalized=number == "normalized"
-        ),
+        scale=scale([row[number] for row in cells.values()], metric, method=method, normalized=number == "normalized"),
     )
 
 
@@ -195,14 +193,14 @@ def _clickable(
                       "range": [len(rows) - 0.5, -0.5]},
         hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
         plot_bgcolor="rgb(200,200,200)",
-        height=max(260, 28 * len(rows) + 150), margin={"l": 60, "r": 20, "t": 50, "b": 80},
+        height=max(260, 28 * len(rows) + 150), margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
         annotations=[_footnote(colours.formula)],
     )  # fmt: skip
     return figure
 
 
 def _footnote(text: str) -> dict[str, object]:
-    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -58, "xanchor": "left",
+    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left",
             "showarrow": False, "font": {"size": 12}}  # fmt: skip
 
 
@@ -224,13 +222,13 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
         error_x={"type": "data", "symmetric": False, "array": shown["ci_high"] - shown["effect"],
                  "arrayminus": shown["effect"] - shown["ci_low"]},
         marker={"color": shown["effect"], "cmin": -colours.limit, "cmax": colours.limit,
-                "colorscale": colours.colorscale},
+                "colorscale": colours.colorscale, "line": {"color": "rgb(150,150,150)", "width": 1}},
         hovertext=[html.escape(describe(row)) for _, row in shown.iterrows()], hoverinfo="text",
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_layout(
         title=_title(table), xaxis_title=f"effect on {html.escape(str(table['metric'].iloc[0]))}",
-        yaxis={"autorange": "reversed"}, height=max(260, 20 * len(shown) + 150),
+        yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[_footnote(colours.formula)],
     )  # fmt: skip
     return figure
@@ -261,11 +259,11 @@ def histogram(prompts: pd.DataFrame, row: pd.Series) -> go.Figure:
     figure = go.Figure(go.Histogram(x=prompts["effect"], nbinsx=30, marker={"color": "rgb(110,120,135)"}))
     if np.isfinite(row["ci_low"]):
         figure.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgb(230,150,20)", opacity=0.35, line_width=0)
-    mean = f"mean {row['effect']:+.3g}"
-    figure.add_vline(x=row["effect"], line={"color": "rgb(200,110,0)", "width": 2}, annotation_text=mean)
+    line = {"color": "rgb(200,110,0)", "width": 2}
+    figure.add_vline(x=row["effect"], line=line, annotation_text=f"mean {row['effect']:+.3g}", annotation_yshift=18)
     figure.add_vline(x=0, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
     figure.update_layout(
         xaxis_title=f"effect on {html.escape(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
-        height=260, margin={"l": 50, "r": 10, "t": 25, "b": 45}, showlegend=False,
+        height=260, margin={"l": 50, "r": 10, "t": 35, "b": 45}, showlegend=False,
     )  # fmt: skip
     return figure

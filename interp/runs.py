@@ -125,6 +125,7 @@ def recording(
         elif not same:
             raise InputError(f"{path} holds an unfinished {previous.get('kind')} with other settings: choose another "
                              "--out, or pass --overwrite.")  # fmt: skip
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     run = {
         "kind": kind, "status": "running", "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "config": config,
@@ -135,6 +136,15 @@ def recording(
     try:
         yield run
         run["status"] = "done"
+    except InputError:
+        if path in made:  # wrong input leaves nothing behind
+            shutil.rmtree(path)
+            for folder in made[1:]:
+                folder.rmdir()
+            made = None
+        else:
+            run["status"] = "failed"
+        raise
     except (KeyboardInterrupt, SystemExit):
         run["status"] = "interrupted"
         raise
@@ -142,5 +152,6 @@ def recording(
         run |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        run["finished"] = _now()
-        write_json(path / "run.json", run)
+        if made is not None:
+            run["finished"] = _now()
+            write_json(path / "run.json", run)

@@ -20,6 +20,9 @@ from interp.errors import InputError, MissingFile
 from sae.dictionary import Dictionary, check_architecture
 
 WEIGHTS, CONFIG, CHECKPOINT = "sae_weights.safetensors", "cfg.json", "checkpoint.safetensors"
+LAYOUT = "6.0.0"
+"""The SAELens version whose layout this is; without one SAELens takes cfg.json for an older layout and loses metadata."""
+
 _KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -58,7 +61,7 @@ def save(dct: Dictionary, folder: str | Path) -> None:
             "metadata": {
                 "model_name": dct.model.get("name"), "model_fingerprint": dct.model.get("fingerprint"),
                 "hook_name": dct.site, "hook_head_index": None, "context_size": dct.context, "prepend_bos": True,
-                "seqpos_slice": [None], "model_from_pretrained_kwargs": {}, "sae_lens_version": None,
+                "seqpos_slice": [None], "model_from_pretrained_kwargs": {}, "sae_lens_version": LAYOUT,
                 "sae_lens_training_version": None,
             },
         },

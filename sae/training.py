@@ -211,7 +211,8 @@ def train(
     """Train on `site` of `store` and return the dictionary; with `out`, write a SAELens folder, run.json, metrics.json
     and train_log.csv there.
 
-    `n_tokens` is 4 epochs of the store and `lr` 2e-4 / sqrt(d_sae / 2^14) where not given. The log has a line every
+    `n_tokens` is 4 epochs of the store and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given: dictionary_learning's rule with
+    five times its factor, which on 400,000 tokens brought FVU from .145 to .087. The log has a line every
     `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The same call on an
     unfinished `out` continues it. InputError, before anything is written, for settings that cannot be; AlreadyExists
     where `out` is finished and not `overwrite`.
@@ -223,7 +224,7 @@ def train(
     config = TrainConfig(
         site=store.site(site), architecture=architecture, d_sae=d_sae, k=k, batch_size=batch_size, seed=seed,
         n_tokens=4 * n_rows if n_tokens is None else n_tokens,
-        lr=2e-4 / math.sqrt(max(d_sae, 1) / 2**14) if lr is None else lr,
+        lr=1e-3 / math.sqrt(max(d_sae, 1) / 2**14) if lr is None else lr,
     )  # fmt: skip
     if n_rows < batch_size:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from streamlit.testing.v1 import AppTest
 
 MAIN = Path(__file__).parent.parent / "app" / "main.py"
@@ -115,6 +115,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_workspace(tmp_path)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def opened(page: str | None = None, **query: str) -> AppTest:
     """The app on a page, as if the address had been typed."""
     at = AppTest.from_file(str(MAIN), default_timeout=30).run()
@@ -183,7 +189,7 @@ def test_ablation_opens_on_the_newest_run_and_its_strongest_component(workspace)
     assert "effect = ablated - clean; red = the component helped" in texts(at)
     assert STRONGEST in [element.value.replace("\\", "") for element in at.subheader]
     assert float(at.metric[0].value) == pytest.approx(data["values"][2][3], abs=1e-3)
-    assert at.dataframe[-1].value["component"].iloc[0] == STRONGEST
+    assert at.dataframe[0].value["component"].iloc[0] == STRONGEST
     assert "interp ablate --n 40 --out ioi-heads" in texts(at)
 
 
@@ -205,7 +211,7 @@ def test_the_prompts_of_a_component_are_those_of_effects_h5(workspace):
     at = opened("ablation", run="ioi-heads", head="L3.mlp", method="zero")
     with h5py.File(workspace / "runs" / "ioi-heads" / "effects.h5") as file:
         effect = file["values/zero/logit_diff"][-1].astype(float) - file["baseline/logit_diff"][:]
-    shown = at.dataframe[0].value.sort_index()
+    shown = at.dataframe[1].value.sort_index()
     np.testing.assert_allclose(shown["effect"], effect, atol=1e-6)
     assert shown["prompt text"].iloc[0] == "<img src=x onerror=alert(1)> prompt 0"
     assert float(at.metric[0].value) == pytest.approx(effect.mean(), abs=1e-3)
@@ -286,31 +292,29 @@ def test_pages_import_no_torch(workspace):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_command_wants_a_workspace_and_a_free_port(workspace, tmp_path_factory):
-    from interp.cli.app import app
-    from interp.errors import InputError
+def test_the_command_wants_a_workspace_and_a_free_port(workspace, tmp_path_factory, capsys):
+    from interp.cli import main
 
-    cli = typer.Typer()
-    cli.command()(app)
-    command = typer.main.get_command(cli)
     missing = tmp_path_factory.mktemp("none") / "workspace"
-    with pytest.raises(InputError, match="no workspace at .*interp demo"):
-        command.main(["--workspace", str(missing)], standalone_mode=False)
+    assert main(["app", "--workspace", str(missing)]) == 2
+    assert f"no workspace at {missing}. `interp demo --workspace {missing}` makes one." in capsys.readouterr().err
     assert not missing.exists()
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot listen on .* --port"):
-        command.main(["--workspace", str(workspace), "--port", str(taken.getsockname()[1])], standalone_mode=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["app", "--workspace", str(workspace), "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_the_command_runs_streamlit_on_this_machine_only(workspace, monkeypatch, capsys):
-    from interp.cli import app as cli
+    from interp.cli import main
 
     calls = []
-    monkeypatch.setattr(cli.os, "execve", lambda *call: calls.append(call))
-    cli.app(workspace=workspace, port=8599, host="127.0.0.1", headless=True)
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    assert main(["app", "--workspace", str(workspace), "--port", str(free_port()), "--headless"]) == 0
     ((_, arguments, environment),) = calls
     assert arguments[1:4] == ["-m", "streamlit", "run"] and Path(arguments[4]) == MAIN
-    assert {"--server.address=127.0.0.1", "--server.port=8599", "--server.headless=true",
-            "--browser.gatherUsageStats=false"} <= set(arguments)  # fmt: skip
+    settings = {"--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"}
+    assert settings <= set(arguments)
     assert arguments[-3:] == ["--", "--workspace", str(workspace)]
     assert environment["PYTHONPATH"].startswith(str(MAIN.parent.parent))
-    assert "http://127.0.0.1:8599" in capsys.readouterr().out
+    assert "http://127.0.0.1:" in capsys.readouterr().out

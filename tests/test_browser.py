@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from test_app import MAIN, NASTY, STRONGEST, write_workspace
+from test_app import MAIN, NASTY, STRONGEST, free_port, write_workspace
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -30,9 +29,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     from interp.cli.app import command
 
     workspace = write_workspace(tmp_path_factory.mktemp("browser"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = workspace / "log.txt"
     with open(log, "wb") as output:
         arguments = command(MAIN, workspace, "127.0.0.1", port, headless=True)

@@ -46,6 +46,7 @@ def test_files_have_the_keys_and_shapes_of_saelens(dct, tmp_path):
     assert cfg["architecture"] == "topk" and cfg["k"] == 3 and cfg["dtype"] == "float32"
     assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"] is True
     assert cfg["reshape_activations"] == "hook_z" and cfg["rescale_acts_by_decoder_norm"] is False
+    assert cfg["metadata"]["sae_lens_version"].startswith("6.")  # else SAELens reads an older layout: no hook_name
     assert cfg["metadata"]["hook_name"] == "blocks.1.attn.hook_z" and cfg["metadata"]["model_name"] == "m"
 
 

@@ -23,7 +23,7 @@ function build(host, data) {
   const grid = make(host, 'grid', '');
   grid.setAttribute('role', 'grid'); grid.setAttribute('aria-label', data.label);
   grid.style.gridTemplateColumns = `max-content repeat(${C}, minmax(16px, 1fr))`;
-  grid.style.maxWidth = `${Math.max(320, 58 * C + 40)}px`;
+  grid.style.maxWidth = `${Math.max(320, 76 * C + 40)}px`;
   const cells = [];
   make(grid, 'axis', '');
   data.columns.forEach(c => make(grid, 'axis', c));
@@ -94,11 +94,11 @@ export default function({data, parentElement, setTriggerValue}) {
 _CSS = """
 .grid{display:grid;gap:2px;font:11px var(--st-code-font, monospace);color:var(--st-text-color)}
 .axis{padding:1px 4px;text-align:center;align-self:center}
-.cell{min-height:30px;display:flex;align-items:center;justify-content:center;cursor:pointer;border-radius:3px;
-  font-size:10px;overflow:hidden;white-space:nowrap}
+.cell{min-height:34px;display:flex;align-items:center;justify-content:center;cursor:pointer;border-radius:3px;
+  font-size:11px;overflow:hidden;white-space:nowrap}
 .cell.missing{background:repeating-linear-gradient(45deg,#999 0 2px,transparent 2px 6px);cursor:default}
 .cell:hover{outline:2px solid var(--st-primary-color)}
-.cell.on{outline:3px solid var(--st-primary-color);z-index:1}
+.cell.on{outline:3px solid var(--st-text-color);z-index:1;font-weight:bold}
 .cell:focus-visible{outline:3px dashed var(--st-text-color)}
 .legend{max-width:320px;margin-top:10px;font:11px var(--st-code-font, monospace);color:var(--st-text-color)}
 .bar{height:10px;border-radius:3px}

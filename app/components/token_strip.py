@@ -53,13 +53,13 @@ class Strip:
     marked: int | None = None
 
 
-def visible(token: str) -> str:
-    """A token's text with what cannot be seen written out: newline, tab, and control or bidirectional characters."""
-    if token == "":
+def visible(text: str) -> str:
+    """Text with what cannot be seen written out: newline, tab, control and bidirectional characters, nothing at all."""
+    if text == "":
         return "∅"
-    if token.isspace() and set(token) == {" "}:
-        return "·" * len(token)
-    return "".join(_shown(character) for character in token)
+    if set(text) == {" "}:
+        return "·" * len(text)
+    return "".join(_shown(character) for character in text)
 
 
 def _shown(character: str) -> str:

@@ -12,6 +12,7 @@ import streamlit as st
 from app import state
 from app.components.heat_grid import heat_grid
 from app.components.provenance import provenance
+from app.components.token_strip import visible
 from interp import plots
 from interp.causal.effects import Effects
 
@@ -39,11 +40,9 @@ def page() -> None:
     left, right = st.columns([11, 9], gap="large")
     with left:
         row = the_map(focus, table)
+        all_rows(table)
     with right:
         details(run["path"], effects, row, method, metric)
-    st.subheader("All components, largest effect first", anchor=False)
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    st.dataframe(table.loc[order, COLUMNS], hide_index=True, height=300)
     exports(run["name"], effects.table())
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=snippet(run["path"]))
@@ -99,13 +98,20 @@ def the_map(focus: state.Focus, table: pd.DataFrame) -> pd.Series:
     return rows.iloc[positions.index(position)]
 
 
+def all_rows(table: pd.DataFrame) -> None:
+    st.text("All components, largest effect first")
+    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
+    st.dataframe(table.loc[order, COLUMNS], hide_index=True, height=300)
+
+
 def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric: str) -> None:
     """One component: its effect and interval, and how the prompts differ."""
     place = "" if str(row["position"]) == "all" else f" at position {row['position']}"
     st.subheader(state.escape(f"{row['component']}{place}"), anchor=False)
     effect, interval, change = st.columns([2, 3, 3])
     effect.metric("effect", f"{row['effect']:+.3f}")
-    interval.metric("95% interval of the mean", f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}")
+    bounds = f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}" if pd.notna(row["ci_low"]) else "none: one prompt"
+    interval.metric("95% interval of the mean", bounds)
     change.metric(f"{metric}: clean → ablated", f"{row['baseline']:.3f} → {row['value']:.3f}")
     try:
         by_prompt = prompt_table(folder, effects, row.name, method, metric)
@@ -113,8 +119,8 @@ def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric:
         st.text("This run kept no values of single prompts.")
         return
     st.plotly_chart(plots.histogram(by_prompt, row), key="histogram", config={"displayModeBar": False})
-    st.text("Prompts, most negative effect first")
-    st.dataframe(by_prompt.sort_values("effect"), height=215)
+    st.text("Prompts, largest effect first")
+    st.dataframe(by_prompt.sort_values("effect", key=abs, ascending=False), height=215)
 
 
 def prompt_table(folder: Path, effects: Effects, row: int, method: str, metric: str) -> pd.DataFrame:
@@ -122,7 +128,7 @@ def prompt_table(folder: Path, effects: Effects, row: int, method: str, metric: 
     same = table.index[(table["method"] == method) & (table["metric"] == metric)]
     by_prompt = plots.per_prompt(effects.baseline[metric], effects.values[(method, metric)][same.get_loc(row)])
     by_prompt.columns = ["clean", "ablated", "effect"]
-    texts = [str(pair.get("clean", "")) for pair in state.prompts(folder)]
+    texts = [visible(str(pair.get("clean", ""))) for pair in state.prompts(folder)]
     if len(texts) == len(by_prompt):
         by_prompt["prompt text"] = texts
     return by_prompt

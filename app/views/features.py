@@ -9,15 +9,15 @@ import streamlit as st
 
 from app import state
 from app.components.provenance import provenance
-from app.components.token_strip import Strip, token_strips
+from app.components.token_strip import Strip, token_strips, visible
 from sae.features import Features
 
-DENSE = 0.1
-"""A latent that fires on more than this share of tokens is called dense."""
+DENSE = 0.1  # a latent that fires on more than this share of tokens is called dense
 KINDS = ["alive", "all", "dead", "dense"]
 MEASURES = {
     "l0": ("L0", "{:.1f}", "latents active on a token, on average"),
     "fvu": ("FVU", "{:.3f}", "fraction of variance unexplained; 0 is perfect"),
+    "dead": ("dead", "{:,}", "latents that fired at no token of the evaluation's text"),
     "ce_recovered_mean": ("CE recovered (mean)", "{:.1%}", "loss recovered, against mean ablation of the site"),
     "ce_recovered_zero": ("CE recovered (zero)", "{:.1%}", "loss recovered, against zero ablation of the site"),
 }
@@ -109,9 +109,10 @@ def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
         "top_token_text": st.column_config.TextColumn("top token"),
         "n_fires": st.column_config.NumberColumn("fires"),
     }
+    readable = table.assign(top_token_text=table["top_token_text"].map(visible))
     st.dataframe(
-        table, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=560, column_config=columns,
-        column_order=["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"],
+        readable, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=560,
+        column_config=columns, column_order=["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"],
     )  # fmt: skip
     return table
 
@@ -132,7 +133,7 @@ def matching(latents: pd.DataFrame, kind: str, wanted: str) -> pd.DataFrame:
 def one_latent(latent: pd.Series, examples: pd.DataFrame) -> None:
     st.subheader(f"Latent {latent['latent']}", anchor=False)
     density, fires, largest = st.columns(3)
-    density.metric("density", f"{latent['density']:.2e}", help="share of tokens on which it fires")
+    density.metric("density", f"{latent['density']:.3%}", help="share of tokens on which it fires")
     fires.metric("fires", f"{latent['n_fires']:,}", help="tokens of the store on which it fires")
     largest.metric("max activation", f"{latent['max_activation']:.2f}")
     if latent["dead"]:

@@ -43,7 +43,7 @@ class Settings:
     vocab_size: int = 6144
     n_windows: int = 16
     """Windows of n_positions tokens a step."""
-    n_steps: int = 7000
+    n_steps: int = 5000
     lr: float = 0.04
     """Muon's, for the matrices inside the blocks (Jordan 2024); AdamW's for the rest is `lr_rest`."""
     lr_rest: float = 0.003

@@ -47,7 +47,7 @@ def train(
     k: Annotated[int, typer.Option(help="Latents active at a token.")] = 32,
     n_tokens: Annotated[int | None, typer.Option(help="Rows to train on; 4 epochs of the store if not given.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 1024,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; 2e-4 / sqrt(d_sae / 2^14) if not given.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-3 / sqrt(d_sae / 2^14) if not given.")] = None,
     out: Annotated[str | None, typer.Option(help="Name of the dictionary in <workspace>/saes.")] = None,
     workspace: Workspace = runs.WORKSPACE,
     overwrite: Overwrite = False,

@@ -214,6 +214,18 @@ def _check_hub(name: str, revision: str | None) -> None:
         ) from None
 
 
+def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
+    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for a TransformerLens folder."""
+    from transformers import AutoModelForCausalLM
+
+    folder = BUNDLED if model.name == "bundled" else Path(model.name)
+    if (folder / "config.json").exists() and _read_config(folder).get("format") == "transformer_lens":
+        return None
+    source = str(folder) if folder.exists() else model.name
+    hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
+    return hf.to(model.device).eval()(tokens.to(model.device)).logits
+
+
 def _load_transformer_lens(name: str, folder: Path, config: dict[str, Any], device: str, dtype: torch.dtype) -> Model:
     bridge_class = _bridge()
     from transformer_lens.config.transformer_bridge_config import TransformerBridgeConfig

@@ -1,0 +1,54 @@
+"""The `interp` command. One short file a command: parse, call the library, print. Imports no torch until one runs."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+import typer
+
+from interp.cli import ablate, demo, model, patch, record, sae, store
+from interp.cli import app as app_command
+from interp.errors import InputError
+
+app = typer.Typer(
+    help="What does a language model compute, and where? Start with: interp demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("record")(record.record)
+app.add_typer(store.app, name="store")
+app.add_typer(sae.app, name="sae")
+app.command("ablate")(ablate.ablate)
+app.command("patch")(patch.patch)
+app.add_typer(model.app, name="model")
+app.command("app")(app_command.app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 2 the input is wrong (nothing was written), 1 it failed on the
+    way, 130 interrupted."""
+    try:
+        return app(args=None if argv is None else list(argv), standalone_mode=False, prog_name="interp") or 0
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("Interrupted: what was finished is kept; the same command continues.", file=sys.stderr)
+        return 130
+    except Exception as error:  # the command's last line of defence: exit 1, with what is known
+        traceback.print_exc()
+        print(f"Failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def script() -> None:
+    sys.exit(main())

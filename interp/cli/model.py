@@ -1,0 +1,48 @@
+"""`interp model`: what a model has, and whether its hooks tell the truth."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from interp.cli import options
+from interp.decoder.sites import axes, short
+
+app = typer.Typer(help="Models: info, check.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a name on the hub.')]
+
+
+@app.command()
+def info(name: Name = "bundled", device: options.Device = None, dtype: options.Dtype = "float32") -> None:
+    """Sizes, fingerprint and hook points of a model.
+
+    Example: interp model info bundled
+    """
+    import interp
+
+    model = interp.load_model(name, device=device, dtype=dtype)
+    print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
+    print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.device}")
+    print(f"{model.fingerprint}, weights as trained")
+    for site in model.sites:
+        print(f"  {short(site):<14} {site:<32} [{axes(site)}]")
+
+
+@app.command()
+def check(name: Name = "bundled", device: options.Device = None, dtype: options.Dtype = "float32") -> None:
+    """Compare the instrumented forward with the plain Hugging Face one, and edit every hook point to see logits move.
+
+    Example: interp model check gpt2
+    """
+    import interp
+    from interp.decoder.checking import check as run
+    from interp.errors import InputError
+
+    report = run(interp.load_model(name, device=device, dtype=dtype))
+    for row in report.itertuples():
+        print(f"  {row.what:<34} {row.largest_change:.3g}  {'ok' if row.ok else 'WRONG'}")
+    if not report.ok.all():
+        raise InputError(f"{name}: {(~report.ok).sum()} of {len(report)} checks failed: its results cannot be trusted.")
+    print(f"{len(report)} checks passed")
