@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp import runs
@@ -153,22 +153,11 @@ def _ratio(above: float, below: float) -> float:
     return above / below if below != 0 else math.nan
 
 
-def _loss(
-    logits: Float[Tensor, "window pos d_vocab"], tokens: Int[Tensor, "window pos"], scored: Bool[Tensor, "window next"]
-) -> float:
-    """Summed next-token loss at the positions `scored`, in nats."""
-    losses = F.cross_entropy(logits[:, :-1][scored].float(), tokens[:, 1:][scored], reduction="none")
-    return float(losses.double().sum())
-
-
-def _kl(
-    clean: Float[Tensor, "window pos d_vocab"],
-    other: Float[Tensor, "window pos d_vocab"],
-    scored: Bool[Tensor, "window next"],
-) -> float:
-    """Summed KL(clean || other) at the positions `scored`, in nats."""
-    log_p, log_q = (logits[:, :-1][scored].float().log_softmax(-1) for logits in (clean, other))
-    return float(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).double().sum())
+def _log_probs(
+    logits: Float[Tensor, "window pos d_vocab"], scored: Bool[Tensor, "window next"]
+) -> Float[Tensor, "token d_vocab"]:
+    """What is predicted at the positions `scored`, in nats."""
+    return logits[:, :-1][scored].float().log_softmax(-1)
 
 
 @torch.no_grad()
@@ -214,8 +203,9 @@ def evaluate(
     for batch, mask in batches:
         scored = mask[:, :-1] & mask[:, 1:]
         n_scored += int(scored.sum())
-        clean = model(batch)
-        ce["clean"] += _loss(clean, batch, scored)
+        answers = batch[:, 1:][scored]
+        clean = _log_probs(model(batch), scored)
+        ce["clean"] += float(F.nll_loss(clean, answers, reduction="none").double().sum())
         changed = {
             "sae": spliced(model, dct, mask=mask),
             "zero": constant(torch.zeros_like(fit.mean), mask),
@@ -223,9 +213,9 @@ def evaluate(
         }
         for name, change in changed.items():
             with change:
-                logits = model(batch)
-            ce[name] += _loss(logits, batch, scored)
-            kl[name] += _kl(clean, logits, scored)
+                changed_to = _log_probs(model(batch), scored)
+            ce[name] += float(F.nll_loss(changed_to, answers, reduction="none").double().sum())
+            kl[name] += float(F.kl_div(changed_to, clean, log_target=True, reduction="none").sum(-1).double().sum())
     ce, kl = ({name: value / n_scored for name, value in sums.items()} for sums in (ce, kl))
     return Report(
         **fit.numbers(), **{f"ce_{name}": value for name, value in ce.items()}, kl=kl["sae"],

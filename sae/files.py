@@ -21,7 +21,7 @@ from sae.dictionary import Dictionary, check_architecture
 
 WEIGHTS, CONFIG, CHECKPOINT = "sae_weights.safetensors", "cfg.json", "checkpoint.safetensors"
 LAYOUT = "6.0.0"
-"""The SAELens version whose layout this is; without one SAELens takes cfg.json for an older layout and loses metadata."""
+"""The SAELens version whose layout this is; without one SAELens reads cfg.json as an older layout, without metadata."""
 
 _KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 

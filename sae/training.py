@@ -211,8 +211,8 @@ def train(
     """Train on `site` of `store` and return the dictionary; with `out`, write a SAELens folder, run.json, metrics.json
     and train_log.csv there.
 
-    `n_tokens` is 4 epochs of the store and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given: dictionary_learning's rule with
-    five times its factor, which on 400,000 tokens brought FVU from .145 to .087. The log has a line every
+    `n_tokens` is 4 epochs of the store and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given: dictionary_learning's rule
+    with five times its factor, which over 400,000 tokens brought FVU from .145 to .087. The log has a line every
     `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The same call on an
     unfinished `out` continues it. InputError, before anything is written, for settings that cannot be; AlreadyExists
     where `out` is finished and not `overwrite`.

@@ -6,6 +6,14 @@ from pathlib import Path
 
 import pytest
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny models are fastest on one thread, and the sums of one thread are the same in every run."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 TEXT = (
     "When Mary and John went to the shop, John gave a bag to Mary. The keys to the cabinet are old. "
     "The capital of France is Paris. A small dog ran along the road to the garden and found a letter. "
@@ -61,3 +69,24 @@ def tiny_store(tiny_model, tiny_text, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("stores") / "tiny"
     return record(tiny_model, str(tiny_text), sites="*.resid_post", n_tokens=4000, context=32, out=out, progress=False)
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_model):
+    """Twelve prompt pairs of one length that differ in one token."""
+    import torch
+
+    from interp.data.tasks import Prompt, Task
+
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randint(1, tiny_model.d_vocab, (12, 9), generator=generator)
+    corrupted = clean.clone()
+    corrupted[:, 3] = (corrupted[:, 3] + 7) % tiny_model.d_vocab
+    answers = torch.randint(1, tiny_model.d_vocab, (12, 2), generator=generator)
+    return Task(
+        "pairs",
+        [
+            Prompt(c, [(8, a)], d, w, {"changed": 3, "end": 8})
+            for c, d, (a, w) in zip(clean.tolist(), corrupted.tolist(), answers.tolist(), strict=True)
+        ],
+    )

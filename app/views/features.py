@@ -110,9 +110,10 @@ def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
         "n_fires": st.column_config.NumberColumn("fires"),
     }
     readable = table.assign(top_token_text=table["top_token_text"].map(visible))
+    order = ["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"]
     st.dataframe(
         readable, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=560,
-        column_config=columns, column_order=["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"],
+        column_config=columns, column_order=order,
     )  # fmt: skip
     return table
 

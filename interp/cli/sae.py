@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp import runs
+from interp.cli.options import WORKSPACE, Device, Dtype, Out, Overwrite, Workspace
 from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Sparse autoencoders: train, eval, features.", no_args_is_help=True)
 
-Workspace = Annotated[Path, typer.Option(help="The folder with runs/, stores/ and saes/.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is finished.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one.")]
 Name = Annotated[str, typer.Argument(help="A dictionary: a name in <workspace>/saes, or a folder.")]
 Seed = Annotated[int, typer.Option(help="Taken for likeness with the other commands: nothing is drawn at random here.")]
 
@@ -48,8 +46,8 @@ def train(
     n_tokens: Annotated[int | None, typer.Option(help="Rows to train on; 4 epochs of the store if not given.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 1024,
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-3 / sqrt(d_sae / 2^14) if not given.")] = None,
-    out: Annotated[str | None, typer.Option(help="Name of the dictionary in <workspace>/saes.")] = None,
-    workspace: Workspace = runs.WORKSPACE,
+    out: Out = None,
+    workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the order of the rows.")] = 0,
     device: Device = None,
@@ -86,10 +84,10 @@ def evaluate(
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the text to use.")] = 20_000,
     context: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,
-    workspace: Workspace = runs.WORKSPACE,
+    workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "float32",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
 ) -> None:
     """Measure a dictionary in its model: L0, FVU, CE loss recovered against zero and mean, KL, dead latents.
@@ -122,10 +120,10 @@ def features(
     context_tokens: Annotated[int, typer.Option(min=0, help="Tokens shown on each side of an example.")] = 16,
     n_rows: Annotated[int, typer.Option(min=1, help="Rows of the store to use, at most.")] = 200_000,
     model: Annotated[str | None, typer.Option(help="Where the model is now; by default where it was.")] = None,
-    workspace: Workspace = runs.WORKSPACE,
+    workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "float32",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
 ) -> None:
     """Collect each latent's density and strongest examples on a store, for the app's Features page.

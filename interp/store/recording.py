@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,8 @@ def _windows_per_shard(model: Model, context: int, dtype: str) -> int:
 
 
 def _capture(
-    model: Model, tokens: Int[Tensor, "window pos"], names: list[str], dtype: str, batch_size: int, advance
+    model: Model, tokens: Int[Tensor, "window pos"], names: list[str], dtype: str, batch_size: int,
+    advance: Callable[[int], None],
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Activations [row, ...] of `tokens` at each site, and their statistics over rows that are not BOS."""
     target = getattr(torch, dtype)
@@ -113,7 +114,7 @@ def _capture(
             for key, one in _statistics(stored[keep.flatten().to(stored.device)]).items():
                 before = totals[name].get(key)
                 joined = np.maximum if key == "max_abs" else np.add
-                totals[name][key] = one if before is None else joined(before, one)
+                totals[name][key] = one if before is None else np.asarray(joined(before, one))
         advance(len(batch))
     return {f"activations/{name}": np.concatenate(parts) for name, parts in pieces.items()}, totals
 
@@ -126,4 +127,4 @@ def _statistics(rows: Tensor) -> dict[str, np.ndarray]:
         "n": torch.tensor(len(rows)), "sum": rows.sum(0), "sumsq": rows.square().sum(0), "norm_sum": norms.sum(),
         "max_abs": rows.abs().amax() if len(rows) else torch.tensor(0.0),
     }  # fmt: skip
-    return {key: value.double().cpu().numpy() for key, value in sums.items()}
+    return {key: np.asarray(value.double().cpu().numpy()) for key, value in sums.items()}
