@@ -39,11 +39,14 @@ def read(folder: Path) -> dict[str, Any]:
     """The run.json of a folder. MissingFile where there is none, InputError where it is not JSON."""
     path = Path(folder) / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFile(f"no run.json in {folder}: not a result of the workbench.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(run, dict):
+        raise InputError(f"{path} holds no keys: not a result of the workbench.")
+    return run
 
 
 def is_done(folder: Path) -> bool:

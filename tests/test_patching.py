@@ -72,12 +72,13 @@ def test_patching_equals_a_slow_loop_over_the_plain_model(tiny_model, tiny_dir, 
     np.testing.assert_allclose(found.values["noise", "logit_diff"], slow, atol=1e-4)
 
 
-def test_both_directions_in_one_table_have_their_own_baselines(tiny_model, pairs):
-    from interp import patch
+def test_noising_starts_from_clean_and_denoising_from_corrupted(tiny_model, pairs):
+    from interp import ablate, patch
 
-    table = patch(tiny_model, pairs, method=["denoise", "noise"]).table()
-    by = table.groupby("method").baseline.first()
-    assert by["denoise"] != by["noise"] and len(table) == 2 * 2 * pairs.length
+    noise, denoise = (patch(tiny_model, pairs, method=method) for method in ("noise", "denoise"))
+    clean = ablate(tiny_model, pairs, components="L0H0").baseline["logit_diff"]
+    np.testing.assert_allclose(noise.baseline["logit_diff"], clean, atol=1e-5)
+    assert not np.allclose(denoise.baseline["logit_diff"], clean, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def patch(
     *,
     site: str = "resid_pre",
     by: Sequence[str] = ("layer", "position"),
-    method: str | Sequence[str] = "denoise",
+    method: str = "denoise",
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -60,41 +60,33 @@ def patch(
         raise InputError(f"by {tuple(by)} given: it is one of {AXES[0]} and {AXES[1]}.")
     if by[1] == "head" and site not in ("q", "k", "v", "z"):
         raise InputError(f'site "{site}" has no heads: patch z, q, k or v by layer and head.')
-    methods, metrics = as_list(method), as_list(metric or task.default_metric)
-    for name in methods:
-        if name not in METHODS:
-            raise UnknownName(f'no method "{name}". Nearest: {nearest(name, METHODS)}.')
+    metrics = as_list(metric or task.default_metric)
+    if method not in METHODS:
+        raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
     scores.check(metrics, has_wrong=task.has_wrong, task=task.name)
     names = expand(f"*.{site}", model.sites, model=f'"{model.name}"')
     task.tokens("corrupted")
     places = _places(model, task, site, names, by[1])
     clean = sweeps.logits_at_reads(model, task)
-    ends = {which: sweeps.score(task, metrics, sweeps.logits_at_reads(model, task, which), clean) for which in ("clean", "corrupted")}
-
-    values, baseline = {}, {}
-    with sweeps.progress("patching", len(methods) * len(places), progress) as advance:
-        for name in methods:
-            source, target = ("clean", "corrupted") if name == "denoise" else ("corrupted", "clean")
-            cache = sweeps.activations(model, task, names, source)
-            found = sweeps.sweep(
-                model, task, [_carry(place, cache) for place in places], metrics=metrics, which=target, clean=clean,
-                advance=advance,
-            )  # fmt: skip
-            values |= {(name, key): array for key, array in found.items()}
-            baseline[name] = ends[target]
-    about = {"model": model.provenance(), "task": task.name, "seed": seed}
-    both = {metric: (ends["corrupted"][metric], ends["clean"][metric]) for metric in metrics}
-    parts = [
-        build([p.row for p in places], {k: v for k, v in values.items() if k[0] == name}, baseline[name], seed=seed,
-              about=about, ends=both)
-        for name in methods
-    ]  # fmt: skip
-    if len(parts) == 1:
-        return parts[0]
-    import pandas as pd
-
-    # the baseline differs by method: the table says which; the file keeps the corrupted one
-    return Effects(pd.concat([part.rows for part in parts], ignore_index=True), values, ends["corrupted"], about)
+    ends = {
+        which: sweeps.score(task, metrics, sweeps.logits_at_reads(model, task, which), clean)
+        for which in ("clean", "corrupted")
+    }
+    source, target = ("clean", "corrupted") if method == "denoise" else ("corrupted", "clean")
+    cache = sweeps.activations(model, task, names, source)
+    with sweeps.progress("patching", len(places), progress) as advance:
+        found = sweeps.sweep(
+            model, task, [_carry(place, cache) for place in places], metrics=metrics, which=target, clean=clean,
+            advance=advance,
+        )  # fmt: skip
+    return build(
+        [place.row for place in places],
+        {(method, name): array for name, array in found.items()},
+        ends[target],
+        seed=seed,
+        about={"model": model.provenance(), "task": task.name, "seed": seed},
+        ends={name: (ends["corrupted"][name], ends["clean"][name]) for name in metrics},
+    )
 
 
 def _places(model: Model, task: Task, site: str, names: list[str], axis: str) -> list[_Place]:
