@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -121,7 +121,9 @@ def recording(
     check_free(path, overwrite)
     previous = read(path) if (path / "run.json").exists() else None
     if previous is not None:
-        same = all(previous.get(k) == v for k, v in (("kind", kind), ("config", config), ("model", model), ("seed", seed)))
+        same = all(
+            previous.get(k) == v for k, v in (("kind", kind), ("config", config), ("model", model), ("seed", seed))
+        )
         if overwrite and (not same or previous.get("status") == "done"):
             shutil.rmtree(path)
             previous = None

@@ -1,10 +1,11 @@
-"""The tiny model and the tiny store. Our packages are imported inside fixtures, so that the jaxtyping check comes first."""
+"""The tiny model and the tiny store. Our packages are imported in fixtures, so that the jaxtyping check comes first."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
@@ -38,7 +39,9 @@ def tiny_dir(tmp_path_factory) -> Path:
     words = " Mary John Tom James Anna Jane shop store bag drink key keys book books is are garden garden"
     tokenizer.train_from_iterator([TEXT, words] * 20, trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end).save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=2, n_head=4, n_embd=32, n_positions=64, vocab_size=tokenizer.get_vocab_size(), bos_token_id=0,

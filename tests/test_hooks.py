@@ -24,9 +24,13 @@ def test_captured_activations_equal_those_of_plain_pytorch_hooks(tiny_model, tin
 
     hf, seen = AutoModelForCausalLM.from_pretrained(tiny_dir).eval(), {}
     for layer, block in enumerate(hf.transformer.h):
-        block.register_forward_hook(lambda m, i, o, n=layer: seen.__setitem__(f"{n}.resid_post", o[0] if isinstance(o, tuple) else o))
+        block.register_forward_hook(
+            lambda m, i, o, n=layer: seen.__setitem__(f"{n}.resid_post", o[0] if isinstance(o, tuple) else o)
+        )
         block.mlp.register_forward_hook(lambda m, i, o, n=layer: seen.__setitem__(f"{n}.mlp_out", o))
-        block.attn.c_proj.register_forward_hook(lambda m, i, o, n=layer: seen.__setitem__(f"{n}.z", i[0].unflatten(-1, (4, 8))))
+        block.attn.c_proj.register_forward_hook(
+            lambda m, i, o, n=layer: seen.__setitem__(f"{n}.z", i[0].unflatten(-1, (4, 8)))
+        )
     from interp.decoder.sites import full
 
     with torch.no_grad(), captured(tiny_model, ["*.resid_post", "*.mlp_out", "*.z"]) as cache:

@@ -64,7 +64,9 @@ def test_an_epoch_has_every_row_once_in_an_order_fixed_by_seed_and_epoch(tiny_st
 
 def test_plain_h5py_sees_one_array(tiny_store):
     with h5py.File(tiny_store.path / "index.h5", "r") as file:
-        np.testing.assert_array_equal(file["activations/blocks.1.hook_resid_post"][10:20], tiny_store["1.resid_post"][10:20])
+        np.testing.assert_array_equal(
+            file["activations/blocks.1.hook_resid_post"][10:20], tiny_store["1.resid_post"][10:20]
+        )
         assert file["tokens"].shape == (tiny_store.n_rows,)
 
 
@@ -108,7 +110,16 @@ def datasets(path):
 def test_z_keeps_its_heads(tiny_model, tiny_text, tmp_path):
     from interp import record
 
-    store = record(tiny_model, str(tiny_text), sites="0.z", n_tokens=64, context=32, dtype="float32", out=tmp_path / "s", progress=False)
+    store = record(
+        tiny_model,
+        str(tiny_text),
+        sites="0.z",
+        n_tokens=64,
+        context=32,
+        dtype="float32",
+        out=tmp_path / "s",
+        progress=False,
+    )
     assert store["0.z"].shape == (64, 4, 8) and store.d("0.z") == 32
 
 
@@ -126,7 +137,13 @@ def test_z_keeps_its_heads(tiny_model, tiny_text, tmp_path):
 def test_wrong_input_writes_nothing(tiny_model, tiny_text, tmp_path, given, message):
     from interp import InputError, record
 
-    settings = {"text": str(tiny_text), "sites": "0.z", "context": 32, "out": tmp_path / "stores" / "s", "progress": False}
+    settings = {
+        "text": str(tiny_text),
+        "sites": "0.z",
+        "context": 32,
+        "out": tmp_path / "stores" / "s",
+        "progress": False,
+    }
     with pytest.raises(InputError, match=message):
         record(tiny_model, **(settings | given))
     assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ def task_accuracy(model: Model, name: str, n: int = 1000, seed: int = 1) -> dict
 
 
 def repeated_loss(model: Model, n: int = 200, length: int = 50, seed: int = 1) -> dict[str, float]:
-    """Loss, nats a token, on the first and the second copy of `length` random tokens (the first token of each left out)."""
+    """Loss, nats a token, on the first and second copy of `length` random tokens (the first token of each left out)."""
     generator = torch.Generator().manual_seed(seed)
     piece = torch.randint(1, model.d_vocab, (n, length), generator=generator)
     tokens = torch.cat([torch.full((n, 1), model.bos), piece, piece], 1)

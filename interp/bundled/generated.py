@@ -73,12 +73,23 @@ _GIVING = [
     "{s} said good night to",
     "{s} bowed to",
 ]
-_AFTER = [".", ".", ".", " and smiled.", ", who was glad.", " at once.", " with a laugh.", " again.", ", and went home."]
+_AFTER = [
+    ".",
+    ".",
+    ".",
+    " and smiled.",
+    ", who was glad.",
+    " at once.",
+    " with a laugh.",
+    " again.",
+    ", and went home.",
+]
 
 SINGULAR_PLURAL = [
     (word, word + "s")
     for word in (
-        "boat bird dog cat horse cow pig lamp candle cup plate bottle coat hat carriage cart wheel tower bell flower rose "
+        "boat bird dog cat horse cow pig lamp candle cup plate bottle coat hat carriage cart wheel tower bell flower "
+        "rose "
         "river hill mountain tree cloud star island king queen prince captain sailor farmer lawyer judge prisoner "
         "stranger aunt uncle nurse cook shepherd painter song poem note ticket stick stone brick gun sword rope needle "
         "apple egg cake orange pie drum violin flag tent wagon barrel chain ladder fence barn mill bridge".split()
@@ -98,7 +109,13 @@ _SUBJECTS = [
     "The {n}",
     "This was the day when the {n} {p} the {m}",
 ]
-_VERBS = [(" is", " are"), (" is", " are"), (" was", " were"), (" has been", " have been"), (" does not seem", " do not seem")]
+_VERBS = [
+    (" is", " are"),
+    (" is", " are"),
+    (" was", " were"),
+    (" has been", " have been"),
+    (" does not seem", " do not seem"),
+]
 
 CAPITALS = dict(
     pair.split(":")
@@ -106,7 +123,8 @@ CAPITALS = dict(
         "France:Paris England:London Italy:Rome Spain:Madrid Germany:Berlin Russia:Moscow Austria:Vienna Greece:Athens "
         "Egypt:Cairo Japan:Tokyo China:Beijing Portugal:Lisbon Ireland:Dublin Scotland:Edinburgh Norway:Oslo "
         "Sweden:Stockholm Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Turkey:Ankara Cuba:Havana Peru:Lima "
-        "Chile:Santiago Canada:Ottawa Kenya:Nairobi India:Delhi Iran:Tehran Iraq:Baghdad Syria:Damascus Finland:Helsinki "
+        "Chile:Santiago Canada:Ottawa Kenya:Nairobi India:Delhi Iran:Tehran Iraq:Baghdad Syria:Damascus "
+        "Finland:Helsinki "
         "Belgium:Brussels Switzerland:Bern Holland:Amsterdam Bohemia:Prague Serbia:Belgrade Romania:Bucharest "
         "Bulgaria:Sofia Ukraine:Kiev Korea:Seoul Vietnam:Hanoi"
     ).split()
@@ -184,7 +202,8 @@ def pronoun(rng: random.Random, vocabulary: Vocabulary) -> str:
 def years(rng: random.Random, vocabulary: Vocabulary) -> str:
     """An event ends after it began, in the same century: years as two two-digit tokens."""
     century, start = rng.randint(11, 19), rng.randint(2, 97)
-    return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{rng.randint(start + 1, 99):02d}."
+    end = rng.randint(start + 1, 99)
+    return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{end:02d}."
 
 
 KINDS: dict[Callable[[random.Random, Vocabulary], str], float] = {

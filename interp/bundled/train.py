@@ -2,7 +2,8 @@
 
 DIR holds novels as .txt; HELD_OUT are left out. A quarter of the windows are generated sentences
 (`interp.bundled.generated`), an eighth repeated sequences, the rest novels. Every batch is a function of (seed, step)
-alone (the first 40% of the steps have more of both), and a checkpoint is written every few hundred steps: kill it at any moment and the same command continues.
+alone (the first 40% of the steps have more of both), and a checkpoint is written every few hundred steps: kill it at
+any moment and the same command continues.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def save_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, settings: Settings,
     (out / "training.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
-def train(text: Path, out: Path, work: Path, settings: Settings, device: str, compile: bool) -> None:
+def train(text: Path, out: Path, work: Path, settings: Settings, device: str, compile: bool, checkpoint_every: int = 250) -> None:
     books = [read_book(p) for p in sorted(text.glob("*.txt")) if p.name not in HELD_OUT and p.name != "README.md"]
     work.mkdir(parents=True, exist_ok=True)
     if (work / "tokenizer.json").exists():
@@ -206,8 +207,11 @@ def train(text: Path, out: Path, work: Path, settings: Settings, device: str, co
         tokenizer = train_tokenizer(books, settings.vocab_size)
         tokenizer.save(str(work / "tokenizer.json"))
     batches = Batches(settings, tokenizer, books)
-    print(f"{len(books)} books, {len(batches.novels):,} tokens, {len(batches.vocabulary.words)} words, "
-          f"{len(batches.vocabulary.plurals)} plurals", flush=True)
+    print(
+        f"{len(books)} books, {len(batches.novels):,} tokens, {len(batches.vocabulary.words)} words, "
+        f"{len(batches.vocabulary.plurals)} plurals",
+        flush=True,
+    )
     torch.manual_seed(settings.seed)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -247,9 +251,12 @@ def train(text: Path, out: Path, work: Path, settings: Settings, device: str, co
         if (step + 1) % 50 == 0:
             made, copies, novel = np.mean(losses[-50:], axis=0)
             rate = (step + 1 - first) * tokens.numel() / (time.time() - started)
-            print(f"step {step + 1}/{settings.n_steps}  novels {novel:.3f}  generated {made:.3f}  "
-                  f"repeated {copies:.3f}  {rate:,.0f} tokens/s", flush=True)
-        if (step + 1) % 250 == 0:
+            print(
+                f"step {step + 1}/{settings.n_steps}  novels {novel:.3f}  generated {made:.3f}  "
+                f"repeated {copies:.3f}  {rate:,.0f} tokens/s",
+                flush=True,
+            )
+        if (step + 1) % checkpoint_every == 0:
             _checkpoint(checkpoint, model, opts, step + 1)
             save_model(model, tokenizer, settings, work / "model")
     save_model(model, tokenizer, settings, work / "model")
@@ -259,7 +266,9 @@ def train(text: Path, out: Path, work: Path, settings: Settings, device: str, co
 def main(
     text: Annotated[Path, typer.Option(help="Folder of novels as .txt.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODEL,
-    work: Annotated[Path, typer.Option(help="Checkpoints; the same command continues from here.")] = Path("bundled-training"),
+    work: Annotated[Path, typer.Option(help="Checkpoints; the same command continues from here.")] = Path(
+        "bundled-training"
+    ),
     n_steps: int = Settings.n_steps,
     n_layer: int = Settings.n_layer,
     n_head: int = Settings.n_head,

@@ -77,7 +77,8 @@ def ablate(
             found = sweeps.sweep(model, task, interventions_, metrics=metrics, clean=clean, advance=advance)
             values |= {(name, metric_name): array for metric_name, array in found.items()}
     places = [
-        {"component": c.name, "kind": c.kind, "layer": c.layer, "index": c.index, "position": str(position)} for c in chosen
+        {"component": c.name, "kind": c.kind, "layer": c.layer, "index": c.index, "position": str(position)}
+        for c in chosen
     ]
     about = {"model": model.provenance(), "task": task.name, "seed": seed}
     return build(places, values, sweeps.score(task, metrics, clean, clean), seed=seed, about=about)

@@ -33,8 +33,8 @@ class Effects:
     about: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """One row per component x position x method x metric: `effect` is after minus before, in the metric's unit, with
-        its 95% bootstrap interval over prompts."""
+        """One row per component x position x method x metric: `effect` is after minus before, in the metric's unit,
+        with its 95% bootstrap interval over prompts."""
         return self.rows.copy()
 
     def top(self, n: int = 3) -> pd.DataFrame:

@@ -13,9 +13,7 @@ METHODS = {
 """What `ablate` can put in place of an activation."""
 
 
-def position_means(
-    value: Float[Tensor, "prompt pos ..."], lengths: Int[Tensor, " prompt"]
-) -> Float[Tensor, "pos ..."]:
+def position_means(value: Float[Tensor, "prompt pos ..."], lengths: Int[Tensor, " prompt"]) -> Float[Tensor, "pos ..."]:
     """Mean over prompts at each position, over the prompts that reach it; in float64, returned as given."""
     reach = torch.arange(value.shape[1], device=value.device) < lengths.to(value.device)[:, None]
     weight = reach.double().reshape(*reach.shape, *[1] * (value.ndim - 2))
@@ -28,7 +26,7 @@ def replace(
     where: Bool[Tensor, "prompt pos"],
     head: int | None = None,
 ) -> Float[Tensor, "prompt pos *rest"]:
-    """`value` with `new` at the positions `where`; only in one head of [prompt, pos, head, d_head] where `head` is given."""
+    """`value` with `new` at the positions `where`; in one `head` of [prompt, pos, head, d_head] if given."""
     mask = where.reshape(*where.shape, *[1] * (value.ndim - 2))
     if head is not None:
         mask = mask & (torch.arange(value.shape[2], device=value.device) == head)[:, None]

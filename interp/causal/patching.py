@@ -49,9 +49,9 @@ def patch(
 ) -> Effects:
     """Patch `site` at each layer and position (or head), one at a time.
 
-    Positions are every index where all prompts have one length, else the labels that the task gives. `effect` is patched
-    minus unpatched; `normalized` is (patched - corrupted) / (clean - corrupted), of the means over prompts. InputError
-    where a prompt has no corrupted twin of its length.
+    Positions are every index where all prompts have one length, else the labels that the task gives. `effect` is
+    patched minus unpatched; `normalized` is (patched - corrupted) / (clean - corrupted), of the means over prompts.
+    InputError where a prompt has no corrupted twin of its length.
     """
     if site not in LAYER_SITES or site == "pattern":
         options = [name for name in LAYER_SITES if name != "pattern"]
@@ -101,7 +101,9 @@ def _places(model: Model, task: Task, site: str, names: list[str], axis: str) ->
         ]  # fmt: skip
     positions = [str(index) for index in range(task.length)] if task.same_length else task.labels
     if not positions:
-        raise InputError(f'prompts of "{task.name}" differ in length and have no "positions": label them to patch by position.')
+        raise InputError(
+            f'prompts of "{task.name}" differ in length and have no "positions": label them to patch by position.'
+        )
     kind = {"attn_out": "attn", "mlp_out": "mlp"}.get(site, site)
     return [
         _Place({"component": f"L{layer}.{kind}", "kind": kind, "layer": layer, "index": -1, "position": position},

@@ -66,7 +66,9 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Each metric's value for every prompt: the mean over the prompt's reads. `clean` is what kl is measured from."""
     prompt, _, answer, wrong = (t.to(logits.device) for t in task.reads())
-    count = torch.zeros(len(task), device=logits.device).index_add_(0, prompt, torch.ones_like(prompt, dtype=torch.float))
+    count = torch.zeros(len(task), device=logits.device).index_add_(
+        0, prompt, torch.ones_like(prompt, dtype=torch.float)
+    )
     scores = {}
     for metric in metrics:
         each = METRICS[metric](logits, answer, wrong, clean)

@@ -58,7 +58,9 @@ def read_config(path: Path | None, flags: dict[str, Any]) -> Config:
         first = error.errors()[0]
         key = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            raise UnknownKey(f'{path} has an unknown key "{key}". Nearest: {nearest(key, Config.model_fields)}.') from None
+            raise UnknownKey(
+                f'{path} has an unknown key "{key}". Nearest: {nearest(key, Config.model_fields)}.'
+            ) from None
         raise InputError(f'key "{key}": {first["msg"]}, {first["input"]!r} given.') from None
 
 
@@ -68,7 +70,9 @@ def ablate(
     task: Annotated[str | None, typer.Option(help="ioi, induction, agreement, or a .jsonl of prompt pairs.")] = None,
     components: Annotated[str | None, typer.Option(help="heads, mlps, attn, or names: L3H5,L2.mlp.")] = None,
     method: Annotated[str | None, typer.Option(help="zero, mean, or both: zero,mean.")] = None,
-    metric: Annotated[str | None, typer.Option(help="logit_diff, loss, kl, prob, accuracy; several with commas.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="logit_diff, loss, kl, prob, accuracy; several with commas.")
+    ] = None,
     position: Annotated[str | None, typer.Option(help='"all", an index (-1 the last) or a label of the task.')] = None,
     n: options.N = None,
     seed: Annotated[int | None, typer.Option(help="Of the prompts drawn and of the bootstrap.")] = None,
@@ -90,10 +94,12 @@ def ablate(
 
     loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
     prompts = interp.load_task(c.task, loaded, n=c.n, seed=c.seed)
-    with recorded(path, "ablate", c.model_dump(exclude={"out", "workspace", "overwrite", "device"}), loaded, c.seed, c.overwrite):
+    with recorded(
+        path, "ablate", c.model_dump(exclude={"out", "workspace", "overwrite", "device"}), loaded, c.seed, c.overwrite
+    ):
         effects = interp.ablate(
-            loaded, prompts, components=c.components, method=c.method, metric=c.metric, position=c.position, seed=c.seed,
-            progress=True,
+            loaded, prompts, components=c.components, method=c.method, metric=c.metric, position=c.position,
+            seed=c.seed, progress=True,
         )  # fmt: skip
         keep(effects, prompts, loaded, path)
     report(effects, path)
@@ -101,7 +107,13 @@ def ablate(
 
 def recorded(path: Path, kind: str, config: dict[str, Any], model: Model, seed: int, overwrite: bool):
     return runs.recording(
-        path, kind=kind, config=config, model=model.provenance(), seed=seed, device=str(model.device), overwrite=overwrite
+        path,
+        kind=kind,
+        config=config,
+        model=model.provenance(),
+        seed=seed,
+        device=str(model.device),
+        overwrite=overwrite,
     )
 
 

@@ -14,10 +14,14 @@ from interp.cli.ablate import keep, recorded, report
 def patch(
     model: options.ModelName = "bundled",
     task: options.TaskName = "ioi",
-    site: Annotated[str, typer.Option(help="resid_pre, attn_out, mlp_out, z, ...: patched at every layer.")] = "resid_pre",
+    site: Annotated[
+        str, typer.Option(help="resid_pre, attn_out, mlp_out, z, ...: patched at every layer.")
+    ] = "resid_pre",
     by: Annotated[str, typer.Option(help="layer,position or layer,head.")] = "layer,position",
     method: Annotated[str, typer.Option(help="denoise (clean into corrupted) or noise (the reverse).")] = "denoise",
-    metric: Annotated[str | None, typer.Option(help="logit_diff, loss, kl, prob, accuracy; several with commas.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="logit_diff, loss, kl, prob, accuracy; several with commas.")
+    ] = None,
     n: options.N = None,
     seed: options.Seed = 0,
     out: options.Out = None,

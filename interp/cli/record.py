@@ -13,7 +13,9 @@ from interp.cli import options
 def record(
     text: Annotated[list[str], typer.Option(help='Files or globs of .txt, or "bundled"; may be given again.')],
     model: options.ModelName = "bundled",
-    sites: Annotated[list[str], typer.Option(help="Hook points: 2.resid_post, '*.z', 0-2.mlp_out; may be given again.")] = [  # noqa: B006
+    sites: Annotated[
+        list[str], typer.Option(help="Hook points: 2.resid_post, '*.z', 0-2.mlp_out; may be given again.")
+    ] = [  # noqa: B006
         "*.resid_post"
     ],
     n_tokens: Annotated[int | None, typer.Option(help="Tokens to record; all of the text if not given.")] = None,

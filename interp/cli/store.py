@@ -28,8 +28,11 @@ def info(
 
     store = Store(find(workspace, "stores", name))
     about = store.info()
-    print(f"{store.path}: {about['rows']:,} rows in {about['shards']} shards, {about['bytes'] / 2**20:.1f} MiB, {about['dtype']}")
-    print(f"model {about['model']['name']} ({about['model']['fingerprint'][:19]}), windows of {about['context']} tokens")
+    size = f"{about['shards']} shards, {about['bytes'] / 2**20:.1f} MiB"
+    print(f"{store.path}: {about['rows']:,} rows in {size}, {about['dtype']}")
+    print(
+        f"model {about['model']['name']} ({about['model']['fingerprint'][:19]}), windows of {about['context']} tokens"
+    )
     table = Table("site", "shape", "mean norm", "largest", box=None)
     for site in store.sites:
         statistics = store.statistics(site)

@@ -72,4 +72,6 @@ def check(metrics: list[str], *, has_wrong: bool, task: str) -> None:
         if metric not in METRICS:
             raise UnknownName(f'no metric "{metric}". Nearest: {nearest(metric, METRICS)}.')
         if metric == "logit_diff" and not has_wrong:
-            raise InputError(f'task "{task}" has no wrong answers: logit_diff needs them; use loss, kl, prob or accuracy.')
+            raise InputError(
+                f'task "{task}" has no wrong answers: logit_diff needs them; use loss, kl, prob or accuracy.'
+            )

@@ -74,7 +74,7 @@ class Task:
         return sorted(common, key=lambda label: self.prompts[0].positions[label])
 
     def tokens(self, which: str = "clean") -> Int[Tensor, "prompt pos"]:
-        """Clean or corrupted token ids, padded on the right with 0: a causal model's earlier positions do not see it."""
+        """Clean or corrupted token ids, padded on the right with 0: in a causal model no earlier position sees it."""
         if which == "corrupted" and not self.has_corrupted:
             raise InputError(f'task "{self.name}" has prompts without "corrupted": patching needs one for each.')
         rows = [prompt.clean_tokens if which == "clean" else prompt.corrupted_tokens for prompt in self.prompts]
@@ -104,7 +104,9 @@ class Task:
         index = int(position)
         at = torch.where(torch.tensor(index < 0), self.lengths + index, torch.full_like(self.lengths, index))
         if (at < 0).any() or (at >= self.lengths).any():
-            raise InputError(f'position {index} given: prompts of "{self.name}" have {int(self.lengths.min())} tokens or more.')
+            raise InputError(
+                f'position {index} given: prompts of "{self.name}" have {int(self.lengths.min())} tokens or more.'
+            )
         return at
 
     def table(self, model: Model) -> pd.DataFrame:
@@ -161,7 +163,7 @@ class _Line(BaseModel):
 
 
 def load_task(name: str | Path, model: Model, *, n: int | None = None, seed: int = 0) -> Task:
-    """A task by name ("ioi", "induction", "agreement"; `n` prompts, 200 by default) or from a .jsonl file (its first `n`).
+    """A task by name ("ioi", "induction", "agreement"; `n` prompts, default 200) or from a .jsonl file (its first `n`).
 
     UnknownTask for another name; InputError, naming line and key, for a file that is not as it should be.
     """
@@ -260,7 +262,8 @@ IOI_TEMPLATES = [
 def ioi(model: Model, n: int, rng: random.Random) -> Task:
     """Indirect objects: "When Mary and John went to the shop, John gave a bag to" -> " Mary" over " John".
 
-    Corrupted: three other names (ABC), the rest the same. Positions: IO, S1, S1+1, S2, end. Half have the subject first.
+    Corrupted: three other names (ABC), the rest the same. Positions: IO, S1, S1+1, S2, end.
+    In half of them the subject comes first.
     """
     names = _single(model, words.NAMES, 6, "names")
     places, objects = _single(model, words.PLACES, 1, "places"), _single(model, words.OBJECTS, 1, "objects")
@@ -341,4 +344,3 @@ BUILDERS: dict[str, Callable[[Model, int, random.Random], Task]] = {
     "induction": induction,
     "agreement": agreement,
 }
-

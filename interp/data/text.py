@@ -32,7 +32,7 @@ class Corpus:
 
 
 def read_text(text: str | Path | Sequence[str | Path]) -> Corpus:
-    """The documents that `text` names: a path, a glob, a list of them, or "bundled". MissingFile where nothing matches."""
+    """The documents that `text` names: a path, a glob, a list of them, or "bundled". MissingFile if none matches."""
     if isinstance(text, (str, Path)):
         text = [text]
     paths: list[Path] = []
@@ -46,7 +46,9 @@ def read_text(text: str | Path | Sequence[str | Path]) -> Corpus:
     try:
         return Corpus([str(p) for p in paths], [p.read_text(encoding="utf-8") for p in paths])
     except UnicodeDecodeError as error:
-        raise InputError(f"{paths} hold bytes that are not UTF-8 text ({error.reason}): give plain .txt files.") from None
+        raise InputError(
+            f"{paths} hold bytes that are not UTF-8 text ({error.reason}): give plain .txt files."
+        ) from None
 
 
 def windows(

@@ -30,8 +30,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 class Model:
     """A decoder whose activations can be read and replaced (`interp.decoder.hooks`).
 
-    `model(tokens)` gives logits. One `lock` a model: `captured` and `edited` hold it, so that a clean pass in one thread
-    never runs under another's edits.
+    `model(tokens)` gives logits. One `lock` a model: `captured` and `edited` hold it, so that a clean pass in one
+    thread never runs under another's edits.
     """
 
     def __init__(self, name: str, bridge: Any, tokenizer: Any, *, fingerprint: str, revision: str | None = None):
@@ -112,8 +112,8 @@ def load_model(
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
 
-    A directory whose config.json says `"format": "transformer_lens"` holds a HookedTransformer's state dict; any other a
-    Hugging Face causal language model. UnknownModel where there is none.
+    A directory whose config.json says `"format": "transformer_lens"` holds a HookedTransformer's state dict; any other
+    a Hugging Face causal language model. UnknownModel where there is none.
     """
     if dtype not in _DTYPES:
         raise InputError(f'unknown dtype "{dtype}". Nearest: {nearest(dtype, _DTYPES)}.')
@@ -195,7 +195,7 @@ def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch
 
 
 def _check_hub(name: str, revision: str | None) -> None:
-    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers would retry for 30 s)."""
+    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s)."""
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
 
@@ -215,7 +215,7 @@ def _check_hub(name: str, revision: str | None) -> None:
 
 
 def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
-    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for a TransformerLens folder."""
+    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for TransformerLens."""
     from transformers import AutoModelForCausalLM
 
     folder = BUNDLED if model.name == "bundled" else Path(model.name)

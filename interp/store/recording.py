@@ -63,7 +63,13 @@ def record(
         "corpus": corpus.hashes, "n_windows": len(tokens),
     }  # fmt: skip
     with runs.recording(
-        out, kind="record", config=config, model=model.provenance(), seed=0, device=str(model.device), overwrite=overwrite
+        out,
+        kind="record",
+        config=config,
+        model=model.provenance(),
+        seed=0,
+        device=str(model.device),
+        overwrite=overwrite,
     ):
         runs.write_json(out / "store.json", description)
         done = format.read_manifest(out)
@@ -94,7 +100,11 @@ def _windows_per_shard(model: Model, context: int, dtype: str) -> int:
 
 
 def _capture(
-    model: Model, tokens: Int[Tensor, "window pos"], names: list[str], dtype: str, batch_size: int,
+    model: Model,
+    tokens: Int[Tensor, "window pos"],
+    names: list[str],
+    dtype: str,
+    batch_size: int,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Activations [row, ...] of `tokens` at each site, and their statistics over rows that are not BOS."""
