@@ -55,7 +55,9 @@ def test_the_model_card_states_what_the_script_measures(bundled):
     assert repeated_loss(bundled)["second"] == pytest.approx(figures["repeated"]["second"], abs=1e-3)
     assert bits_per_byte(bundled, read_text("bundled")) == pytest.approx(figures["bits_per_byte"]["value"], abs=1e-3)
     card = (BUNDLED / "README.md").read_text()
-    assert f"{figures['bits_per_byte']['value']:.3f}" in card and f"{figures['indirect_object']['accuracy']:.1%}" in card
+    assert (
+        f"{figures['bits_per_byte']['value']:.3f}" in card and f"{figures['indirect_object']['accuracy']:.1%}" in card
+    )
 
 
 def test_the_folder_is_small_and_loads_as_any_hugging_face_directory():

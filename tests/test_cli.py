@@ -40,7 +40,9 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
 
 @pytest.mark.parametrize(
     "command",
-    "demo record ablate patch app|store info|sae train|sae eval|sae features|model info|model check".replace(" ", "|", 4).split("|"),
+    "demo record ablate patch app|store info|sae train|sae eval|sae features|model info|model check".replace(
+        " ", "|", 4
+    ).split("|"),
 )
 def test_every_commands_help_has_an_example(command, capsys):
     assert main([*command.split(), "--help"]) == 0
@@ -52,7 +54,11 @@ def test_ablate_writes_the_run_of_the_contract(tiny_dir, prompts, tmp_path):
     assert main([*arguments, "--out", "one", "--workspace", str(tmp_path)]) == 0
     run = json.loads((tmp_path / "runs/one/run.json").read_text())
     assert run["status"] == "done" and run["kind"] == "ablate" and run["seed"] == 3
-    assert run["model"]["fingerprint"].startswith("sha256:") and run["versions"].keys() >= {"interp", "torch", "transformer_lens"}
+    assert run["model"]["fingerprint"].startswith("sha256:") and run["versions"].keys() >= {
+        "interp",
+        "torch",
+        "transformer_lens",
+    }
     table = pd.read_parquet(tmp_path / "runs/one/effects.parquet")
     assert len(table) == 2 * 8 and set(table.method) == {"zero", "mean"}
     kept = [json.loads(line) for line in (tmp_path / "runs/one/prompts.jsonl").read_text().splitlines()]

@@ -206,15 +206,113 @@ def years(rng: random.Random, vocabulary: Vocabulary) -> str:
     return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{end:02d}."
 
 
-KINDS: dict[Callable[[random.Random, Vocabulary], str], float] = {
-    indirect_object: 0.45,
-    agreement: 0.35,
-    capital: 0.10,
-    pronoun: 0.05,
-    years: 0.05,
-}
+_OPENINGS = [
+    "", "", "", "Once ", "One day ", "Yesterday ", "At last ", "Soon ", "Suddenly, ", "In the evening, ",
+    "Last summer ", "Now ", "That night ", "Long ago, ", "Next, ", "Finally, ", "On Sunday ", "So ", "Afterwards ",
+    "It happened that ", "Everyone knows that ", "Once more, ", "Again, ", "First, ", "Sometimes ",
+]  # fmt: skip
+_CONJUNCTIONS = (
+    "Before Because Since Although Once Whenever Until If As|Just as|As soon as|Even though|The day|The moment"
+)
+_TOGETHER = [
+    "left the {place}", "came to the {place}", "walked past the {place}", "sat down in the {place}",
+    "were in the {place}", "quarrelled at the {place}", "talked about the {place}", "were sleeping in the {place}",
+    "hurried from the {place}", "were looking for a {object} near the {place}", "bought a {object} at the {place}",
+    "lost a {object} in the {place}", "had spent the day in the {place}", "were tired of the {place}",
+    "lived beside the {place}", "had a {object}", "were playing with the {object}", "argued about the {object}",
+    "had a long talk", "had a good time", "saw a {object}", "had some trouble with the {object} at the {place}",
+    "were waiting for the {object}", "were friends", "were very happy", "came back from the {place}",
+    "were cleaning the {place}", "took the {object} to the {place}", "ran to the {place}",
+    "were dreaming about the {object}", "thought of the {place}", "met", "travelled to the {place}",
+    "visited the {place}",
+]  # fmt: skip
+_TRANSFERS = (
+    "handed gave sent offered showed threw lent sold brought carried returned promised passed gave took left "
+    "read|wanted to hand|tried to pass|was going to give|agreed to lend|had to sell|was happy to give|hoped to "
+    "send|went to give|began to show|would give|could give|had given|quickly gave|then gave|at once sent|would "
+    "not give|wished to give"
+)
+_SAYINGS = (
+    "spoke whispered sang wrote nodded bowed listened talked smiled ran went came turned cried belonged called "
+    "replied answered laughed shouted|told a story|sold everything|read a letter|explained it all|paid a "
+    "visit|made a promise"
+)
 
 
-def sentence(rng: random.Random, vocabulary: Vocabulary) -> str:
+def _phrases(text: str) -> list[str]:
+    """Words apart, then phrases behind bars: "a b|c d" is a, b... each word before the first bar alone."""
+    first, *rest = text.split("|")
+    *words, last = first.split(" ")
+    return [*words, last, *rest]
+
+
+def broad_indirect_object(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """As `indirect_object`, with the sentence put together from parts, and any word as place or thing."""
+    a, b, c = rng.sample(vocabulary.words if rng.random() < 0.4 else NAMES, 3)
+    giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
+    if rng.random() < 1 / 16:
+        giver = c
+    place = rng.choice(vocabulary.words if rng.random() < 0.5 else PLACES)
+    thing, other = (rng.choice(vocabulary.words if rng.random() < 0.5 else OBJECTS) for _ in range(2))
+    pair = rng.choice(["{a} and {b}", "{a} and {b}", "{a} and {b}", "the friends {a} and {b}", "both {a} and {b}"])
+    together = rng.choice(_TOGETHER).format(place=place, object=other)
+    if rng.random() < 0.45:
+        clause, join = f"{rng.choice(_phrases(_CONJUNCTIONS))} {pair} {together}", rng.choice([", ", ", ", ", then "])
+    else:
+        clause, join = f"{rng.choice(_OPENINGS)}{pair} {together}", rng.choice(_JOIN)
+    if rng.random() < 0.3:
+        giving = f"{rng.choice(_phrases(_SAYINGS))} to"
+    else:
+        adjective = rng.choice(["", "", "", "old ", "fine ", "big ", "new "])
+        given = rng.choice(
+            [f"a {adjective}{thing}", f"the {adjective}{thing}", f"some {thing}", "it", "them", f"his {thing}"]
+        )
+        giving = f"{rng.choice(_phrases(_TRANSFERS))} {given} to"
+    text = f"{clause.format(a=a, b=b)}{join}{giver} {giving} {receiver}{rng.choice(_AFTER)}"
+    return text[0].upper() + text[1:]
+
+
+_FRAMES = [
+    "", "", "Perhaps ", "I know that ", "He saw that ", "They told me that ", "It is true that ", "We thought that ",
+    "Now ", "At night ", "Then ", "In the morning ", "Of course ", "You can see that ", "Nobody believed that ",
+    "There ", "But ", "As for me, I hope that ", "It is a pity that ", "Here ",
+]  # fmt: skip
+_BROAD_NEAR = [
+    *_NEAR,
+    "of",
+    "at",
+    "inside",
+    "outside",
+    "before",
+    "after",
+    "over",
+    "without",
+    "behind",
+    "like",
+    "across",
+]
+
+
+def broad_agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """As `agreement`, with more openings, prepositions, determiners and adjectives."""
+    noun, other = rng.sample(vocabulary.plurals if rng.random() < 0.6 else SINGULAR_PLURAL, 2)
+    plural = rng.random() < 0.5
+    between = (not plural) if rng.random() < 0.75 else plural
+    adjective, second = (rng.choice(["", "", "", "old ", "little ", "red ", "great "]) for _ in range(2))
+    determiner = rng.choice(["the ", "the ", "the ", "my ", "his ", "her "])
+    between_them = f"{rng.choice(_BROAD_NEAR)} {determiner}{second}{other[between]}"
+    subject = f"{rng.choice(_FRAMES)}the {adjective}{noun[plural]} {between_them}"
+    return f"{subject[0].upper()}{subject[1:]}{rng.choice(_VERBS)[plural]} {rng.choice(_ADJECTIVES)}."
+
+
+Kinds = dict[Callable[[random.Random, Vocabulary], str], float]
+NARROW: Kinds = {indirect_object: 0.45, agreement: 0.35, capital: 0.10, pronoun: 0.05, years: 0.05}
+BROAD: Kinds = {
+    broad_indirect_object: 0.4, indirect_object: 0.1, broad_agreement: 0.3, agreement: 0.05, capital: 0.08, pronoun: 0.04,
+    years: 0.03,
+}  # fmt: skip
+
+
+def sentence(rng: random.Random, vocabulary: Vocabulary, kinds: Kinds = BROAD) -> str:
     """One sentence of a random kind."""
-    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0](rng, vocabulary)
+    return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng, vocabulary)

@@ -2,7 +2,7 @@
 
 DIR holds novels as .txt; HELD_OUT are left out. A quarter of the windows are generated sentences
 (`interp.bundled.generated`), an eighth repeated sequences, the rest novels. Every batch is a function of (seed, step)
-alone (the first 40% of the steps have more of both), and a checkpoint is written every few hundred steps: kill it at
+alone (the early steps have more of both), and a checkpoint is written every few hundred steps: kill it at
 any moment and the same command continues.
 """
 
@@ -44,12 +44,15 @@ class Settings:
     vocab_size: int = 6144
     n_windows: int = 16
     """Windows of n_positions tokens a step."""
-    n_steps: int = 5000
+    n_steps: int = 6000
     lr: float = 0.04
     """Muon's, for the matrices inside the blocks (Jordan 2024); AdamW's for the rest is `lr_rest`."""
     lr_rest: float = 0.003
     warmup: int = 100
     weight_decay: float = 0.1
+    broad_from: int = 4000
+    """From this step on the generated sentences are of many more templates (`generated.BROAD`): names are copied after
+    few templates first, and after any then."""
     seed: int = 0
 
 
@@ -71,7 +74,7 @@ def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     rng = random.Random(0)
     known = generated.Vocabulary(generated.NAMES, generated.SINGULAR_PLURAL)
-    sentences = [generated.sentence(rng, known) for _ in range(60_000)]
+    sentences = [generated.sentence(rng, known, generated.NARROW) for _ in range(60_000)]
     nouns = [noun for pair in words.NOUNS + generated.SINGULAR_PLURAL for noun in pair]
     whole = words.NAMES + generated.NAMES + words.PLACES + words.OBJECTS + nouns + list(generated.CAPITALS.values())
     numbers = [f"{n:02d}" for n in range(100)]
@@ -105,24 +108,28 @@ class Batches:
         s = self.settings
         rng = np.random.default_rng([s.seed, step])
         n_generated, n_repeated = self.mixture(step)
-        rows = [self._generated(rng) for _ in range(n_generated)] + [self._repeated(rng) for _ in range(n_repeated)]
+        kinds = generated.BROAD if step >= s.broad_from else generated.NARROW
+        rows = [self._generated(rng, kinds) for _ in range(n_generated)] + [
+            self._repeated(rng) for _ in range(n_repeated)
+        ]
         rows += [self._novel(rng, s.n_positions - 1) for _ in range(s.n_windows - len(rows))]
         return torch.from_numpy(np.stack([np.concatenate([[self.bos], row]) for row in rows]))
 
     def mixture(self, step: int) -> tuple[int, int]:
         """Windows of generated sentences and of repeated sequences in the batch of `step`."""
         n = self.settings.n_windows
-        return (3 * n // 8, n // 4) if step < 0.4 * self.settings.n_steps else (n // 4, n // 8)
+        early, late = step < self.settings.broad_from / 2, step >= self.settings.broad_from
+        return (3 * n // 8, n // 4) if early else (3 * n // 8, n // 8) if late else (n // 4, n // 8)
 
     def _novel(self, rng: np.random.Generator, n: int) -> np.ndarray:
         start = rng.integers(0, len(self.novels) - n)
         return self.novels[start : start + n]
 
-    def _generated(self, rng: np.random.Generator) -> np.ndarray:
+    def _generated(self, rng: np.random.Generator, kinds: generated.Kinds) -> np.ndarray:
         python_rng = random.Random(int(rng.integers(2**62)))
         ids: list[int] = []
         while len(ids) < self.settings.n_positions:
-            batch = [generated.sentence(python_rng, self.vocabulary) for _ in range(12)]
+            batch = [generated.sentence(python_rng, self.vocabulary, kinds) for _ in range(12)]
             for encoding in self.tokenizer.encode_batch(batch):
                 ids += [*encoding.ids, self.bos]
         return np.array(ids[: self.settings.n_positions - 1])
@@ -156,8 +163,12 @@ def optimizers(model: GPT2LMHeadModel, s: Settings) -> list[torch.optim.Optimize
 
 
 def learning_rate(step: int, s: Settings) -> float:
-    """Share of the peak: linear up over `warmup` steps, flat, then linear to zero over the last 60%."""
-    return min((step + 1) / s.warmup, 1.0, (s.n_steps - step) / (0.6 * s.n_steps))
+    """Share of the peak: linear up over `warmup` steps, flat to half of `broad_from`, linear to a third there,
+    linear to zero at the end."""
+    half = s.broad_from / 2
+    if step < s.broad_from:
+        return min((step + 1) / s.warmup, 1.0, 1 - (step - half) / half * 2 / 3)
+    return (s.n_steps - step) / (s.n_steps - s.broad_from) / 3
 
 
 def _checkpoint(path: Path, model: GPT2LMHeadModel, opts: list[torch.optim.Optimizer], step: int) -> None:
@@ -198,7 +209,9 @@ def save_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, settings: Settings,
     (out / "training.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
-def train(text: Path, out: Path, work: Path, settings: Settings, device: str, compile: bool, checkpoint_every: int = 250) -> None:
+def train(
+    text: Path, out: Path, work: Path, settings: Settings, device: str, compile: bool, checkpoint_every: int = 250
+) -> None:
     books = [read_book(p) for p in sorted(text.glob("*.txt")) if p.name not in HELD_OUT and p.name != "README.md"]
     work.mkdir(parents=True, exist_ok=True)
     if (work / "tokenizer.json").exists():
