@@ -300,16 +300,16 @@ def broad_agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
     between = (not plural) if rng.random() < 0.75 else plural
     adjective, second = (rng.choice(["", "", "", "old ", "little ", "red ", "great "]) for _ in range(2))
     determiner = rng.choice(["the ", "the ", "the ", "my ", "his ", "her "])
-    between_them = f"{rng.choice(_BROAD_NEAR)} {determiner}{second}{other[between]}"
-    subject = f"{rng.choice(_FRAMES)}the {adjective}{noun[plural]} {between_them}"
+    subject = f"{rng.choice(_FRAMES)}the {adjective}{noun[plural]}"
+    subject += f" {rng.choice(_BROAD_NEAR)} {determiner}{second}{other[between]}"
     return f"{subject[0].upper()}{subject[1:]}{rng.choice(_VERBS)[plural]} {rng.choice(_ADJECTIVES)}."
 
 
 Kinds = dict[Callable[[random.Random, Vocabulary], str], float]
 NARROW: Kinds = {indirect_object: 0.45, agreement: 0.35, capital: 0.10, pronoun: 0.05, years: 0.05}
 BROAD: Kinds = {
-    broad_indirect_object: 0.4, indirect_object: 0.1, broad_agreement: 0.3, agreement: 0.05, capital: 0.08, pronoun: 0.04,
-    years: 0.03,
+    broad_indirect_object: 0.4, indirect_object: 0.1, broad_agreement: 0.3, agreement: 0.05, capital: 0.08,
+    pronoun: 0.04, years: 0.03,
 }  # fmt: skip
 
 
