@@ -45,21 +45,22 @@ def repeated_loss(model: Model, n: int = 200, length: int = 50, seed: int = 1) -
 
 
 def bits_per_byte(model: Model, corpus: Corpus) -> float:
-    """Cross-entropy of the text in bits over its bytes in UTF-8: windows of n_ctx, each half its predecessor's, so that
-    every token but the first has n_ctx / 2 tokens or more before it."""
+    """Cross-entropy of the text in bits over its bytes in UTF-8. Each window is BOS and n_ctx - 1 tokens, half of them
+    its predecessor's: those are context only, so that every token but the first few has n_ctx / 2 or more before it."""
     nats, n_bytes = 0.0, 0
-    half = model.n_ctx // 2
+    body = model.n_ctx - 1
+    stride = body // 2
     for document in corpus.documents:
-        ids = torch.tensor([model.bos, *model.to_tokens(document, prepend_bos=False)])
+        ids = torch.tensor(model.to_tokens(document, prepend_bos=False))
         n_bytes += len(document.encode())
-        starts = list(range(0, max(len(ids) - half, 1), half))
+        starts = list(range(0, max(len(ids) - (body - stride), 1), stride))
         for group in [starts[i : i + 32] for i in range(0, len(starts), 32)]:
-            rows = [ids[s : s + model.n_ctx] for s in group]
-            lengths = torch.tensor([len(row) for row in rows])
+            rows = [torch.cat([torch.tensor([model.bos]), ids[s : s + body]]) for s in group]
+            lengths = torch.tensor([len(row) - 1 for row in rows])[:, None]
             losses = _losses(model, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
             pos = torch.arange(losses.shape[1])
-            new = torch.tensor([0 if s == 0 else half - 1 for s in group])[:, None]
-            nats += losses[(pos >= new) & (pos < lengths[:, None] - 1)].double().sum().item()
+            new = torch.tensor([0 if s == 0 else body - stride for s in group])[:, None]
+            nats += losses[(pos >= new) & (pos < lengths)].double().sum().item()
     return nats / math.log(2) / n_bytes
 
 

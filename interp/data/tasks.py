@@ -125,10 +125,11 @@ class Task:
         )  # fmt: skip
 
     def save(self, path: str | Path, model: Model | None = None) -> None:
-        """prompts.jsonl: token ids, and the text where `model` is given to spell it."""
+        """prompts.jsonl: token ids, and beside them the text where `model` is given to spell it."""
         lines = []
         for p in self.prompts:
-            row: dict = {"clean_tokens": p.clean_tokens}
+            row: dict = {} if model is None or model.tokenizer is None else _spelled(p, model)
+            row["clean_tokens"] = p.clean_tokens
             if p.corrupted_tokens is not None:
                 row["corrupted_tokens"] = p.corrupted_tokens
             if len(p.targets) == 1 and p.targets[0][0] == len(p.clean_tokens) - 1:
@@ -139,14 +140,25 @@ class Task:
                 row["wrong_token"] = p.wrong_token
             if p.positions:
                 row["positions"] = p.positions
-            if model is not None and model.tokenizer is not None:
-                row["tokens_text"] = model.token_text(p.clean_tokens)
             lines.append(json.dumps(row, ensure_ascii=False))
         runs.write_text(Path(path), "\n".join(lines) + "\n")
 
 
+def _spelled(prompt: Prompt, model: Model) -> dict[str, str]:
+    """The prompt as text, BOS left out."""
+    ids = {"clean": prompt.clean_tokens, "corrupted": prompt.corrupted_tokens, "wrong": prompt.wrong_token}
+    if len(prompt.targets) == 1:
+        ids["answer"] = prompt.targets[0][1]
+    text = {}
+    for key, value in ids.items():
+        if value is not None:
+            several = value if isinstance(value, list) else [value]
+            text[key] = "".join(model.token_text([i for i in several if i != model.bos]))
+    return text
+
+
 class _Line(BaseModel):
-    """A line of prompts.jsonl."""
+    """A line of prompts.jsonl. Where text and token ids are both given, the ids are taken."""
 
     model_config = ConfigDict(extra="forbid")
     clean: str | None = None
@@ -159,7 +171,6 @@ class _Line(BaseModel):
     wrong_token: int | None = None
     targets: list[tuple[int, int]] | None = None
     positions: dict[str, int] = {}
-    tokens_text: list[str] | None = None
 
 
 def load_task(name: str | Path, model: Model, *, n: int | None = None, seed: int = 0) -> Task:
@@ -217,8 +228,10 @@ def _prompt(line: _Line, model: Model) -> Prompt:
         corrupted = model.to_tokens(line.corrupted)
     if corrupted is not None and len(corrupted) != len(clean):
         raise InputError(f"clean has {len(clean)} tokens and corrupted {len(corrupted)}: they must be of one length.")
-    answer = one_token(model, line.answer) if line.answer is not None else line.answer_token
-    wrong = one_token(model, line.wrong) if line.wrong is not None else line.wrong_token
+    answer, wrong = (
+        one_token(model, text) if token is None and text is not None else token
+        for text, token in ((line.answer, line.answer_token), (line.wrong, line.wrong_token))
+    )
     if line.targets is None and answer is None:
         raise InputError('none of "answer", "answer_token" and "targets" is given.')
     targets = line.targets if line.targets is not None else [(len(clean) - 1, answer)]
