@@ -80,7 +80,7 @@ def test_training_continues_after_a_kill_to_the_identical_weights(tmp_path, tiny
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text(tiny_text.read_text())
-    settings = train.Settings(n_layer=1, n_head=2, n_embd=16, n_positions=32, vocab_size=800, n_windows=8, n_steps=4)
+    settings = train.Settings(n_layer=1, n_head=2, n_embd=16, n_positions=32, vocab_size=3000, n_windows=8, n_steps=4)
 
     class Killed(Exception):
         pass

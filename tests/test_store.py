@@ -155,7 +155,7 @@ def test_a_finished_store_is_not_overwritten_and_an_unfinished_one_of_other_sett
     from interp import InputError, record, runs
 
     with pytest.raises(InputError, match="--overwrite"):
-        record(tiny_model, str(tiny_text), out=tiny_store.path, progress=False)
+        record(tiny_model, str(tiny_text), context=32, out=tiny_store.path, progress=False)
     store = record(tiny_model, str(tiny_text), sites="0.z", n_tokens=64, context=32, out=tmp_path / "s", progress=False)
     runs.write_json(store.path / "run.json", runs.read(store.path) | {"status": "interrupted"})
     with pytest.raises(InputError, match="other settings"):

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Model:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return [self.bos, *ids] if prepend_bos and self.bos is not None else ids
 
-    def token_text(self, ids: Sequence[int]) -> list[str]:
+    def token_text(self, ids: Iterable[int]) -> list[str]:
         """One string a token."""
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]

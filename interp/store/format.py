@@ -88,7 +88,7 @@ def read_statistics(folder: Path, shards: Iterable[Shard], site: str) -> dict[st
         with h5py.File(folder / shard.file, "r") as file:
             for key, value in file[f"statistics/{site}"].items():
                 joined = np.maximum if key == "max_abs" else np.add
-                total[key] = joined(total[key], value[()]) if key in total else value[()]
+                total[key] = np.asarray(joined(total[key], value[()]) if key in total else value[()])
     return total
 
 
