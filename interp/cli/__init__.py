@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import click
 import typer
 
 from interp.cli import ablate, demo, model, patch, record, sae, store
@@ -30,6 +29,9 @@ app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
 
 
+UsageError: type[Exception] = typer.BadParameter.__base__  # click's, or typer's own copy of it since 0.29
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 the input is wrong (nothing was written), 1 it failed on the
     way, 130 interrupted."""
@@ -38,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    except click.UsageError as error:
+    except UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("Interrupted: what was finished is kept; the same command continues.", file=sys.stderr)
         return 130
     except Exception as error:  # the command's last line of defence: exit 1, with what is known
