@@ -61,7 +61,7 @@ def test_features_equal_a_slow_loop(features, workspace, tiny_store, tiny_model)
                 row for row in range(example.row - 3, example.row + 4)
                 if 0 <= row < len(tokens) and sequences[row] == example.sequence
             ]  # fmt: skip
-            assert list(example.tokens) == tiny_model.token_text(tokens[near])
+            assert list(example.tokens) == tiny_model.token_text(tokens[near].tolist())
             np.testing.assert_allclose(example.values, dense[near, latent], rtol=1e-5)
             assert near[example.token_index] == example.row
             assert example.values[example.token_index] == pytest.approx(example.activation)
