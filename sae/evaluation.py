@@ -24,7 +24,7 @@ from interp.decoder.hooks import captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import full
 from interp.errors import InputError, MissingFile, WrongModel
-from sae.dictionary import Dictionary, decode_active
+from sae.dictionary import Dictionary
 from sae.splicing import check_model, spliced
 
 
@@ -110,8 +110,8 @@ class Fit:
 
     @torch.no_grad()
     def add(self, x: Float[Tensor, "token d_in"]) -> None:
-        values, indices = self.dct.active(x)
-        x, x_hat = x.double(), (decode_active(values, indices, self.dct.W_dec) + self.dct.b_dec).double()
+        active = self.dct.active(x)
+        x, x_hat = x.double(), self.dct.reconstruct(active, x).double()
         norm, norm_hat, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
         parts = {
             "error": (x - x_hat).square(), "x": x, "square": norm.square(), "square_hat": norm_hat.square(), "dot": dot,
@@ -119,7 +119,7 @@ class Fit:
         }  # fmt: skip
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0) + value.sum(0)
-        self.fires += torch.bincount(indices[values > 0], minlength=self.dct.d_sae)
+        self.fires += torch.bincount(active.latent, minlength=self.dct.d_sae)
         self.n += len(x)
 
     def _mean(self, name: str) -> float:

@@ -132,10 +132,9 @@ def _fire(dct: Dictionary, store: Store, rows: Int[np.ndarray, " row"], batch_si
         batch = rows[start : start + batch_size]
         x = torch.from_numpy(activations[batch].reshape(len(batch), -1)).to(dct.b_dec)
         with torch.no_grad():
-            values, indices = dct.active(x)
-        values, indices = values.float().cpu().numpy(), indices.cpu().numpy()
-        token, place = np.nonzero(values > 0)
-        pieces.append((batch[token], indices[token, place].astype(np.int32), values[token, place]))
+            active = dct.active(x)
+        latent = active.latent.cpu().numpy().astype(np.int32)
+        pieces.append((batch[active.token.cpu().numpy()], latent, active.value.float().cpu().numpy()))
     if not pieces:
         raise InputError(f"store {store.name} has no rows of text.")
     return _Firings(*(np.concatenate(column) for column in zip(*pieces, strict=True)))

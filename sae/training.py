@@ -30,9 +30,10 @@ from interp import runs
 from interp.errors import InputError
 from interp.store.reading import Store
 from sae import files
-from sae.dictionary import Dictionary, check_architecture, decode_active
+from sae.dictionary import Dictionary, check_architecture
 from sae.evaluation import Fit, read_metrics
 from sae.losses import auxk, reconstruction, remove_radial
+from sae.sparse import decode_active
 
 LOG_COLUMNS = ("step", "tokens", "loss", "fvu", "aux", "l0", "dead", "lr")
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
