@@ -145,7 +145,7 @@ def effects(folder: Path) -> Effects:
 
 def features(folder: Path) -> Features:
     """What the latents of a dictionary do; the same object until a file changes."""
-    return _cached(Features.load, folder, "features/latents.parquet", "features/examples.parquet")
+    return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
 
 
 def prompts(folder: Path) -> list[dict[str, Any]]:

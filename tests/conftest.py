@@ -93,3 +93,33 @@ def pairs(tiny_model):
             for c, d, (a, w) in zip(clean.tolist(), corrupted.tolist(), answers.tolist(), strict=True)
         ],
     )
+
+
+@pytest.fixture(scope="session")
+def make_dictionary():
+    """A random dictionary of an architecture; about a third of its latents fire at a token where k does not say."""
+    import torch
+
+    def make(architecture="topk", *, d_in=32, d_out=None, d_sae=64, k=4, skip=False, seed=0, **where):
+        from sae.dictionary import Dictionary
+
+        draw = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=draw)
+
+        d_out = d_out or d_in
+        W_dec = normal(d_sae, d_out)
+        W_enc = W_dec.T.contiguous() / d_in if d_in == d_out else normal(d_in, d_sae) / d_in
+        extra = {
+            "jumprelu": {"threshold": normal(d_sae).abs() * 0.3}, "topk": {"k": k}, "abstopk": {"k": k},
+            "gated": {"r_mag": normal(d_sae) * 0.2, "b_mag": normal(d_sae) * 0.1},
+        }.get(architecture, {})  # fmt: skip
+        if skip:
+            extra["W_skip"] = normal(d_out, d_in) / d_in
+        where.setdefault("site", "blocks.1.hook_resid_post")
+        return Dictionary(
+            W_enc, normal(d_sae) * 0.3 - 0.3, W_dec, normal(d_out) * 0.1, architecture=architecture, **extra, **where
+        ).requires_grad_(False)
+
+    return make

@@ -78,13 +78,21 @@ def write_features(folder: Path) -> None:
         "n_fires": [0, 10, 20, 300, 1, 2, 3, 4], "max_activation": [0.0, 5, 4, 9, 3, 2, 1, 0.5],
         "top_token_text": ["", *NASTY], "dead": [True] + [False] * 7,
     })  # fmt: skip
-    examples = [
-        {"latent": latent, "rank": rank, "activation": 5.0 - rank, "row": rank, "sequence": rank, "position": 3,
-         "tokens": NASTY, "token_index": 3, "values": [0.0, 1.0, 0.5, 5.0 - rank, 0.0, 0.2, 0.1]}
-        for latent in range(1, 8) for rank in range(3)
-    ]  # fmt: skip
     latents.to_parquet(folder / "features" / "latents.parquet")
-    pd.DataFrame(examples).to_parquet(folder / "features" / "examples.parquet")
+    strength = np.tile([5.0, 4.0, 3.0], 7)  # three top examples of every latent but the dead one
+    values = np.tile(np.array([0.0, 1.0, 0.5, 0.0, 0.0, 0.2, 0.1], np.float32), (21, 1))
+    values[:, 3] = strength
+    text = [token.encode() for token in NASTY]
+    with h5py.File(folder / "features" / "latents.h5", "w") as file:
+        columns = {
+            "start": [0, 0, *range(3, 22, 3)], "kind": [0] * 21, "quantile": [-1] * 21, "activation": strength,
+            "row": [0, 1, 2] * 7, "sequence": [0, 1, 2] * 7, "position": [3] * 21, "token_index": [3] * 21,
+            "tokens": np.tile(np.arange(7), (21, 1)), "values": values,
+        }  # fmt: skip
+        for name, column in columns.items():
+            file[f"examples/{name}"] = column
+        file["text/bytes"] = np.frombuffer(b"".join(text), np.uint8)
+        file["text/start"] = np.cumsum([0, *map(len, text)])
 
 
 def write_workspace(workspace: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,36 +116,47 @@ def evaluate(
 @app.command()
 def features(
     name: Name,
-    store: Annotated[str, typer.Option(help="A store of the same model: a name in <workspace>/stores, or a folder.")],
-    n_examples: Annotated[int, typer.Option(min=1, help="Examples of each latent.")] = 20,
+    store: Annotated[
+        str | None, typer.Option(help="A store of the same model: a name in <workspace>/stores, or a folder.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help='Or text, read by the model now: a .txt file, a glob, or "bundled".')
+    ] = None,
+    n_examples: Annotated[int, typer.Option(min=1, help="Examples of each kind of a latent.")] = 20,
     context_tokens: Annotated[int, typer.Option(min=0, help="Tokens shown on each side of an example.")] = 16,
-    n_rows: Annotated[int, typer.Option(min=1, help="Rows of the store to use, at most.")] = 200_000,
+    n_rows: Annotated[int, typer.Option(min=1, help="Tokens to use, at most.")] = 1_000_000,
     model: Annotated[str | None, typer.Option(help="Where the model is now; by default where it was.")] = None,
     workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
     device: Device = None,
     dtype: Dtype = "float32",
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of the examples drawn at random.")] = 0,
 ) -> None:
-    """Collect each latent's density and strongest examples on a store, for the app's Features page.
+    """Collect what each latent does: density, examples, histogram, neighbours, tokens raised; for the Features page.
 
     Example: interp sae features demo --store demo
     """
-    source = find(workspace, "stores", store)
+    if (store is None) == (not text):
+        raise InputError("give --store or --text: one of the two.")
+    source = None if store is None else find(workspace, "stores", store)
     dct = _load(workspace, name)
     from interp.decoder.loading import load_model
     from sae.features import check_free, compute
 
     check_free(dct.path, overwrite)
-    loaded = load_model(_model_name(dct, model), device="cpu", dtype=dtype, revision=dct.model.get("revision"))
+    where = "cpu" if text is None else device
+    loaded = load_model(_model_name(dct, model), device=where, dtype=dtype, revision=dct.model.get("revision"))
     found = compute(
-        dct.to(device or "cpu"), source, n_examples=n_examples, context_tokens=context_tokens, n_rows=n_rows,
-        model=loaded, overwrite=overwrite,
+        dct.to(device or loaded.device), source, text=text or None, n_examples=n_examples,
+        context_tokens=context_tokens, n_rows=n_rows, model=loaded, seed=seed, overwrite=overwrite,
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     live = found.latents[~found.latents["dead"]]
     print(f"{len(live)} of {len(found.latents)} latents fire; median density {live['density'].median():.2%}")
     for row in live.nlargest(5, "max_activation").itertuples():
-        print(f"  latent {row.latent}: {row.max_activation:.2f} on {row.top_token_text!r}, density {row.density:.2%}")
+        raised = ", ".join(map(repr, found.logits(row.latent)["text"][:3]))
+        print(f"  latent {row.latent}: {row.max_activation:.2f} on {row.top_token_text!r}, density {row.density:.2%}"
+              + (f", raises {raised}" if raised else ""))  # fmt: skip
     print(dct.path / "features")
 
 
