@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sae.files import load as load
     from sae.splicing import spliced as spliced
     from sae.training import train as train
+    from sae.training import train_grid as train_grid
 
 _HOMES = {
     "Dictionary": "sae.dictionary",
@@ -27,6 +28,7 @@ _HOMES = {
     "load": "sae.files",
     "spliced": "sae.splicing",
     "train": "sae.training",
+    "train_grid": "sae.training",
 }
 __all__ = [*_HOMES, "features"]
 

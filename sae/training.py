@@ -1,250 +1,276 @@
-"""Train a dictionary on one site of a store, continuing exactly where a killed run stopped.
+"""train(): dictionaries on activations, out of a store or straight from a model; `train_grid` many on one pass.
 
-The recipe is that of arXiv:2406.04093 and dictionary_learning: inputs scaled so that E|x - b_dec|^2 = 1 (folded into
-the biases at the end), b_dec starting at the geometric median, encoder starting as the decoder's transpose, unit-norm
-decoder rows with the radial gradient taken out, Adam, AuxK for dead latents. Rows whose token is BOS are left out.
-
-A checkpoint holds the weights, Adam's moments and the dead counters; the order of the rows follows from seed and epoch.
-On a CPU, with the same number of threads, a continued run ends in bitwise the same weights as one never stopped.
+A run continues exactly where it was killed: a checkpoint holds the weights, Adam's moments and the counters, the order
+of the rows follows from seed, epoch and step, and a step draws nothing at random. On a CPU, with the same number of
+threads, a continued run ends in bitwise the same files as one never stopped; so does a dictionary of a grid, whatever
+was trained beside it. The settings and their sources are in config.py, the losses in losses.py.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
+import json
 import math
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from interp import runs
+from interp.decoder.loading import Model
 from interp.errors import InputError
 from interp.store.reading import Store
 from sae import files
-from sae.dictionary import Dictionary, check_architecture
-from sae.evaluation import Fit, read_metrics
-from sae.losses import auxk, reconstruction, remove_radial
-from sae.sparse import decode_active
+from sae.batches import BadActivations, Batch, ModelSource, Source, StoreSource, batches
+from sae.config import DATA, TrainConfig
+from sae.dictionary import Dictionary, names
+from sae.logs import Log, Progress
+from sae.trainer import Trainer
 
-LOG_COLUMNS = ("step", "tokens", "loss", "fvu", "aux", "l0", "dead", "lr")
-_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-_SAMPLE = 32_768  # rows behind b_dec's start and the input's scale
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The settings of one training."""
-
-    site: str
-    """Full hook point name."""
-    architecture: str = "topk"
-    d_sae: int = 4096
-    """Number of latents."""
-    k: int = 32
-    """Latents active at each token, at most."""
-    n_tokens: int = 1_000_000
-    """Rows seen, counting each epoch's; rounded down to whole batches."""
-    batch_size: int = 1024
-    lr: float = 4e-4
-    """Adam's step after warm-up, at inputs of mean square norm 1."""
-    warmup: float = 0.05
-    """Share of the steps over which the rate rises from 0, at most 1000 steps."""
-    decay: float = 0.2
-    """Share of the steps, the last ones, over which it falls to 0."""
-    aux_weight: float = 1 / 32
-    """Weight of the AuxK loss."""
-    k_aux: int = 0
-    """Dead latents that AuxK uses at a token; 0 means half of d_in, as in the paper."""
-    dead_after: int = 0
-    """Tokens without firing after which a latent is dead; 0 means a tenth of n_tokens, at most 10 million."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_architecture(self.architecture)
-        for name in ("d_sae", "k", "n_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; {getattr(self, name)} was given.")
-        if self.k > self.d_sae:
-            raise InputError(f"k ({self.k}) is more than d_sae ({self.d_sae}): use at most {self.d_sae}.")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr must be above 0; {self.lr} was given.")
-        if self.n_tokens < self.batch_size:
-            raise InputError(f"n_tokens ({self.n_tokens}) is less than one batch ({self.batch_size}).")
-
-    @property
-    def n_steps(self) -> int:
-        return self.n_tokens // self.batch_size
-
-    @property
-    def dead_tokens(self) -> int:
-        return self.dead_after or min(10_000_000, self.n_tokens // 10)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, the first being 0."""
-        rise = min(1000, self.warmup * self.n_steps)
-        left = (self.n_steps - step) / max(1.0, self.decay * self.n_steps)
-        return self.lr * min(1.0, (step + 1) / max(1.0, rise), left)
-
-
-class Trainer:
-    """The state of a training, in scaled units, and one step of it."""
-
-    def __init__(self, config: TrainConfig, sample: Float[Tensor, "row d_in"]) -> None:
-        """Weights from `config.seed` and a sample of the rows."""
-        d_in, device = sample.shape[1], sample.device
-        centre = geometric_median(sample)
-        mean_square = (sample - centre).square().sum(1).mean()
-        if not torch.isfinite(mean_square) or mean_square == 0:
-            raise InputError(f"{config.site}: activations that do not vary, or are not finite, cannot be trained on.")
-        self.config, self.step = config, 0
-        self.scale = mean_square.rsqrt()
-        directions = torch.randn(config.d_sae, d_in, generator=torch.Generator().manual_seed(config.seed))
-        W_dec = (directions / directions.norm(dim=1, keepdim=True)).to(device)
-        zeros = torch.zeros(config.d_sae, device=device)
-        self.dct = Dictionary(W_dec.T.contiguous(), zeros, W_dec, centre * self.scale, k=config.k, site=config.site)
-        self.adam = torch.optim.Adam(self.dct.parameters(), lr=config.lr, fused=True)
-        self.silent = torch.zeros(config.d_sae, dtype=torch.long, device=device)
-
-    def update(self, x: Float[Tensor, "token d_in"]) -> dict[str, Tensor]:
-        """One step on activations in the model's units. Returns the loss and its parts as scalar tensors."""
-        dct, config = self.dct, self.config
-        x = x * self.scale
-        pre = dct.pre_activations(x)
-        values, indices = pre.topk(config.k, dim=-1, sorted=False)
-        values = values.relu()
-        x_hat = decode_active(values, indices, dct.W_dec) + dct.b_dec
-        error = reconstruction(x, x_hat)
-        dead = self.silent > config.dead_tokens
-        aux = auxk(x - x_hat, pre, dead, dct.W_dec, k_aux=config.k_aux or max(1, dct.d_in // 2))
-        loss = error + config.aux_weight * aux
-        self.adam.zero_grad()
-        loss.backward()
-        remove_radial(dct.W_dec.grad, dct.W_dec)
-        torch.nn.utils.clip_grad_norm_(dct.parameters(), 1.0)
-        for group in self.adam.param_groups:
-            group["lr"] = config.rate(self.step)
-        self.adam.step()
-        with torch.no_grad():
-            dct.W_dec /= dct.W_dec.norm(dim=1, keepdim=True)
-            fires = torch.bincount(indices[values > 0], minlength=dct.d_sae)
-            self.silent = torch.where(fires > 0, 0, self.silent + len(x))
-            variance = reconstruction(x, x.mean(0).expand_as(x))
-        self.step += 1
-        report = {"loss": loss, "fvu": error / variance, "aux": aux, "l0": fires.sum() / len(x), "dead": dead.sum()}
-        return {name: value.detach() for name, value in report.items()}
-
-    def finished(self) -> Dictionary:
-        """The dictionary in the model's units: a latent keeps its unit-norm decoder row, the biases take the scale."""
-        weights = {name: getattr(self.dct, name).detach().clone() for name in _WEIGHTS}
-        weights["b_enc"] /= self.scale
-        weights["b_dec"] /= self.scale
-        return Dictionary(**weights, k=self.dct.k, site=self.dct.site).requires_grad_(False)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a step changes, by name."""
-        tensors = {"silent": self.silent, "scale": self.scale}
-        for name in _WEIGHTS:
-            parameter = getattr(self.dct, name)
-            tensors |= {name: parameter} | {f"{name}.{key}": v for key, v in self.adam.state[parameter].items()}
-        return tensors
-
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Undo of `state`."""
-        device = self.scale.device
-        self.silent, self.scale, self.step = tensors["silent"].to(device), tensors["scale"].to(device), step
-        for name in _WEIGHTS:
-            parameter = getattr(self.dct, name)
-            parameter.data.copy_(tensors[name])
-            moments = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.adam.state[parameter] = {key: value.to(device) for key, value in moments.items()}
-
-
-def geometric_median(
-    points: Float[Tensor, "row d_in"], *, n_steps: int = 100, tolerance: float = 1e-5
-) -> Float[Tensor, " d_in"]:
-    """The point with the least summed distance to all, by Weiszfeld's iteration; an outlier hardly moves it."""
-    guess = points.mean(0)
-    for _ in range(n_steps):
-        distance = (points - guess).norm(dim=1).clamp_min(1e-12)
-        previous, guess = guess, (points / distance.unsqueeze(1)).sum(0) / (1 / distance).sum()
-        if (guess - previous).norm() <= tolerance * guess.norm():
-            break
-    return guess
-
-
-def _batches(store: Store, config: TrainConfig, *, first_step: int = 0) -> Iterator[Float[np.ndarray, "batch d_in"]]:
-    """The batches of step `first_step` and on, epoch after epoch."""
-    per_epoch = len(store.content_rows) // config.batch_size
-    epoch, skipped = divmod(first_step, per_epoch)
-    while True:
-        rows = store.batches(config.site, config.batch_size, seed=config.seed, epoch=epoch)
-        yield from itertools.islice(rows, skipped, None)
-        epoch, skipped = epoch + 1, 0
+_SAMPLE = 32_768  # rows behind b_dec's start and the scales
+_MEASURED = 65_536  # rows behind metrics.json, at most
 
 
 def train(
-    store: Store | str | Path,
+    source: Store | Model | str | Path,
     *,
-    site: str,
-    architecture: str = "topk",
-    d_sae: int = 4096,
-    k: int = 32,
+    site: str | Sequence[str],
+    out_site: str | Sequence[str] | None = None,
     out: str | Path | None = None,
-    n_tokens: int | None = None,
-    batch_size: int = 1024,
-    lr: float | None = None,
-    seed: int = 0,
+    text: Any = None,
+    context: int = 128,
     device: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     log_every: int = 10,
     checkpoint_every: int = 200,
+    **settings: Any,
 ) -> Dictionary:
-    """Train on `site` of `store` and return the dictionary; with `out`, write a SAELens folder, run.json, metrics.json
-    and train_log.csv there.
+    """Train on `site` of a store, or of a model running on `text`, and return the dictionary; with `out`, write a
+    SAELens folder, run.json, metrics.json and train_log.csv there.
 
-    `n_tokens` is 4 epochs of the store and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given: dictionary_learning's rule
-    with five times its factor, which over 400,000 tokens brought FVU from .145 to .087. The log has a line every
-    `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The same call on an
-    unfinished `out` continues it. InputError, before anything is written, for settings that cannot be; AlreadyExists
-    where `out` is finished and not `overwrite`.
+        sae.train(store, site="2.resid_post", architecture="topk", d_sae=4096, k=32, out="workspace/saes/demo")
+        sae.train(store, site="2.resid_mid", out_site="2.mlp_out", skip=True)          # a skip transcoder
+        sae.train(model, text="text/*.txt", site=["1.resid_post", "2.resid_post"])     # a crosscoder, nothing on disk
+
+    `settings` are TrainConfig's. `n_tokens` is 4 epochs of the rows and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given:
+    dictionary_learning's rule with five times its factor, which over 400,000 tokens brought FVU from .145 to .087. The
+    log has a line every `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The
+    same call on an unfinished `out` continues it. InputError, before anything is written, for settings that cannot be;
+    AlreadyExists where `out` is finished and not `overwrite`; BadActivations where a batch is not finite.
     """
-    store = store if isinstance(store, Store) else Store(store)
-    n_rows = len(store.content_rows)
-    if log_every < 1 or checkpoint_every < 1:
-        raise InputError(f"log_every ({log_every}) and checkpoint_every ({checkpoint_every}) must be at least 1.")
-    config = TrainConfig(
-        site=store.site(site), architecture=architecture, d_sae=d_sae, k=k, batch_size=batch_size, seed=seed,
-        n_tokens=4 * n_rows if n_tokens is None else n_tokens,
-        lr=1e-3 / math.sqrt(max(d_sae, 1) / 2**14) if lr is None else lr,
-    )  # fmt: skip
-    if n_rows < batch_size:
-        raise InputError(
-            f"{store.path} has {n_rows} rows, fewer than one batch ({batch_size}): use a smaller batch_size."
+    settings |= {"site": site, "out_site": out_site}
+    grid = _prepare({"": settings}, source, text=text, context=context, out=None)
+    grid.runs[0].out = None if out is None else Path(out)
+    return grid.run(
+        device=device, overwrite=overwrite, progress=progress, log_every=log_every, checkpoint_every=checkpoint_every
+    )[""]
+
+
+def train_grid(
+    source: Store | Model | str | Path,
+    dictionaries: Mapping[str, Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    text: Any = None,
+    context: int = 128,
+    **how: Any,
+) -> dict[str, Dictionary]:
+    """Train many dictionaries on one pass over the activations: name -> settings as for `train`, name -> dictionary.
+
+    Each goes into the folder `out`/name and is bitwise the one that `train` makes of the same settings. What steers
+    the pass (n_tokens, batch_size, shuffle_seed, held_out) must be the same in all. Finished ones are loaded, not
+    trained again. `how`: device, overwrite, progress, log_every, checkpoint_every as in `train`.
+    """
+    return _prepare(dictionaries, source, text=text, context=context, out=None if out is None else Path(out)).run(**how)
+
+
+@dataclass
+class _Run:
+    """One dictionary of a grid."""
+
+    name: str
+    config: TrainConfig
+    out: Path | None
+    trainer: Trainer | None = None
+    log: Log | None = None
+
+    def rows(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        """(x,), or (x, y) of a transcoder: the activations of its sites side by side."""
+        config = self.config
+        sides = [config.sites, config.out_sites] if config.is_transcoder else [config.sites]
+        return tuple(torch.cat([batch[site].to(device) for site in side], dim=1) for side in sides)
+
+
+def _prepare(
+    dictionaries: Mapping[str, Mapping[str, Any]], source: Any, *, text: Any, context: int, out: Path | None
+) -> _Grid:
+    """Settings checked against each other and against the source; nothing is written."""
+    if not dictionaries:
+        raise InputError("a grid of no dictionaries: give at least one.")
+    if isinstance(source, Model) != (text is not None):
+        raise InputError("text goes with a model, and a model needs text; a store has its own.")
+    drafts = {name: _draft(dict(settings)) for name, settings in dictionaries.items()}
+    first = next(iter(drafts.values()))
+    for name, draft in drafts.items():
+        if differ := [key for key in DATA if getattr(draft, key) != getattr(first, key)]:
+            raise InputError(f'"{name}" has another {differ[0]} than the rest: one pass has one {", one ".join(DATA)}.')
+    if isinstance(source, Model):
+        source = ModelSource(source, text, context=context, held_out=first.held_out)
+    else:
+        source = StoreSource(source if isinstance(source, Store) else Store(source), held_out=first.held_out)
+    wanted = {key for settings in dictionaries.values() for key in settings if settings[key] is not None}
+    n_tokens = first.n_tokens if "n_tokens" in wanted else 4 * source.n_rows // first.batch_size * first.batch_size
+    prepared = []
+    for name, draft in drafts.items():
+        config = replace(draft, n_tokens=max(n_tokens, 1)).with_sites(source.site)
+        prepared.append(_Run(name, config, None if out is None else out / name))
+    batches(source, [], first.batch_size)  # enough rows for one?
+    return _Grid(source, prepared)
+
+
+def _draft(settings: dict[str, Any]) -> TrainConfig:
+    """The settings as a TrainConfig, the learning rate by the rule, sites as they were given."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    given |= {key: "+".join(names(given[key])) for key in ("site", "out_site") if key in given}
+    given.setdefault("lr", 1e-3 / math.sqrt(max(given.get("d_sae", TrainConfig.d_sae), 1) / 2**14))
+    given.setdefault("n_tokens", max(TrainConfig.n_tokens, given.get("batch_size", 1)))
+    return TrainConfig.checked(**given)
+
+
+@dataclass
+class _Grid:
+    """Dictionaries that are trained on one pass over a source."""
+
+    source: Source
+    runs: list[_Run]
+
+    def run(
+        self, *, device: str | None = None, overwrite: bool = False, progress: bool = True, log_every: int = 10,
+        checkpoint_every: int = 200,
+    ) -> dict[str, Dictionary]:  # fmt: skip
+        """Train what is not finished; all dictionaries, by name."""
+        if log_every < 1 or checkpoint_every < 1:
+            raise InputError(f"log_every ({log_every}) and checkpoint_every ({checkpoint_every}) must be at least 1.")
+        where = find_device(device)
+        described = {run.name: self._describe(run, log_every) for run in self.runs}
+        done = [run for run in self.runs if len(self.runs) > 1 and _is_done(run, described[run.name], overwrite)]
+        todo = [run for run in self.runs if run not in done]
+        if todo:
+            sample = self._sample(todo[0].config)
+            for run in todo:
+                run.trainer = Trainer(run.config, *run.rows(sample, where))
+            with ExitStack() as stack:
+                for run in todo:
+                    if run.out:
+                        stack.enter_context(
+                            runs.recording(
+                                run.out, kind="sae", config=described[run.name], model=self.source.model,
+                                seed=run.config.seed, device=str(where), overwrite=overwrite,
+                            )
+                        )  # fmt: skip
+                finished = self._loop(todo, where, progress, log_every, checkpoint_every)
+        for run in todo:
+            if run.out:
+                (run.out / files.CHECKPOINT).unlink(missing_ok=True)
+        return {run.name: files.load(run.out) if run in done else finished[run.name] for run in self.runs}
+
+    def _describe(self, run: _Run, log_every: int) -> dict[str, Any]:
+        settings = self.source.describe() | asdict(run.config) | {"log_every": log_every}
+        return json.loads(json.dumps(settings))  # as it will be read again: tuples are lists
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted({site for run in self.runs for site in run.config.sites + run.config.out_sites})
+
+    def _sample(self, config: TrainConfig) -> Batch:
+        """The first rows of the first epoch."""
+        parts = self._batches(config, 0)
+        try:
+            wanted = list(itertools.islice(parts, math.ceil(min(_SAMPLE, self.source.n_rows) / config.batch_size)))
+        except BadActivations as error:
+            raise InputError(str(error)) from None
+        return {site: torch.cat([part[site] for part in wanted]) for site in self.sites}
+
+    def _batches(self, config: TrainConfig, first_step: int) -> Iterator[Batch]:
+        return batches(
+            self.source, self.sites, config.batch_size, seed=config.shuffle_seed, first_step=first_step
+        )  # fmt: skip
+
+    def _loop(
+        self, todo: list[_Run], device: torch.device, progress: bool, log_every: int, checkpoint_every: int
+    ) -> dict[str, Dictionary]:
+        """All steps that are left. Runs that a kill left at different steps wait for one another."""
+        for run in todo:
+            if run.out and (checkpoint := files.load_checkpoint(run.out)):
+                run.trainer.restore(*checkpoint)
+            run.log = Log(run.out, run.trainer.step)
+        config, start = todo[0].config, min(run.trainer.step for run in todo)
+        with Progress(progress, config.n_steps, start, config.batch_size, len(todo)) as bar:
+            steps = range(start, config.n_steps)
+            for step, batch in zip(steps, self._batches(config, start), strict=False):
+                logged = (step + 1) % log_every == 0 or step + 1 == config.n_steps
+                for run in todo:
+                    if run.trainer.step > step:
+                        continue
+                    report = run.trainer.update(*run.rows(batch, device))
+                    if logged:
+                        bar.note(run.log.add(run.trainer, report))
+                    if run.out and (step + 1) % checkpoint_every == 0:
+                        check_loss(run.trainer, report)
+                        run.log.flush()
+                        files.save_checkpoint(run.out, run.trainer.state(), step=step + 1)
+                bar.advance()
+        return {run.name: self._finish(run, device) for run in todo}
+
+    def _finish(self, run: _Run, device: torch.device) -> Dictionary:
+        dct = run.trainer.finished()
+        dct.model, dct.path, dct.context = dict(self.source.model), run.out, self.source.context
+        if run.out:
+            config = run.config
+            n_batches = min(self.source.n_rows // config.batch_size, max(1, _MEASURED // config.batch_size))
+            trained_on = itertools.islice(self._batches(config, 0), n_batches)
+            held_out = self.source.held_out_batches(self.sites, config.batch_size)
+            metrics = _measure(dct, (run.rows(batch, device) for batch in trained_on), "train")
+            metrics |= _measure(dct, (run.rows(batch, device) for batch in held_out), "held_out")
+            dead = run.trainer.silent > config.dead_tokens
+            metrics |= {"train_dead": int(dead.sum()), "train_dead_after": config.dead_tokens}
+            metrics |= {"train_tokens": run.trainer.step * config.batch_size}
+            run.log.flush()
+            files.save(dct, run.out)
+            runs.write_json(run.out / "metrics.json", metrics)
+        return dct
+
+
+@torch.no_grad()
+def _measure(dct: Dictionary, rows: Iterator[tuple[Tensor, ...]], name: str) -> dict[str, float]:
+    """L0 and FVU over all `rows` together, in float64; {} where there are none."""
+    n, fires, error, square, total = 0, 0, 0.0, 0.0, 0.0
+    for x, *y in rows:
+        active, wanted = dct.active(x), (y[0] if y else x).double()
+        n, fires, total = n + len(x), fires + len(active.token), total + wanted.sum(0)
+        error += float((dct.reconstruct(active, x).double() - wanted).square().sum())
+        square += float(wanted.square().sum())
+    if n == 0:
+        return {}
+    variance = square - float((total / n).square().sum()) * n
+    return {f"{name}_l0": fires / n, f"{name}_fvu": error / variance if variance else math.nan}
+
+
+def check_loss(trainer: Trainer, report: Mapping[str, Tensor]) -> None:
+    """FloatingPointError where training has diverged: the last checkpoint, which is good, stays."""
+    if not torch.isfinite(report["loss"]):
+        raise FloatingPointError(
+            f"the loss is {float(report['loss'])} at step {trainer.step}: try a lower lr than {trainer.config.lr:.2g}."
         )
-    where = _device(device)
-    if out is None:
-        return _run(store, config, None, where, progress, log_every, checkpoint_every)
-    out = Path(out)
-    settings = {"store": store.name, "store_rows": store.n_rows, **asdict(config), "log_every": log_every}
-    with runs.recording(
-        out, kind="sae", config=settings, model=store.model, seed=seed, device=str(where), overwrite=overwrite
-    ):
-        dct = _run(store, config, out, where, progress, log_every, checkpoint_every)
-    (out / files.CHECKPOINT).unlink(missing_ok=True)
-    return dct
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """A device by name, the GPU where there is one and none is named; InputError where it is not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -253,78 +279,10 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _run(
-    store: Store, config: TrainConfig, out: Path | None, device: torch.device, progress: bool, log_every: int,
-    checkpoint_every: int,
-) -> Dictionary:  # fmt: skip
-    first_batches = itertools.islice(
-        store.batches(config.site, config.batch_size, seed=config.seed), math.ceil(_SAMPLE / config.batch_size)
-    )
-    trainer = Trainer(config, torch.from_numpy(np.concatenate(list(first_batches))).to(device))
-    if out and (checkpoint := files.load_checkpoint(out)):
-        trainer.restore(*checkpoint)
-    log = _Log(out, trainer.step)
-    batches = _batches(store, config, first_step=trainer.step)
-    with _bar(progress) as bar:
-        task = bar.add_task("training", total=config.n_steps, completed=trainer.step, note="")
-        for batch in itertools.islice(batches, config.n_steps - trainer.step):
-            report = trainer.update(torch.from_numpy(batch).to(device))
-            if trainer.step % log_every == 0 or trainer.step == config.n_steps:
-                note = log.add(trainer, report)
-                if progress and not bar.console.is_terminal and trainer.step % (10 * log_every) == 0:
-                    print(f"step {trainer.step}/{config.n_steps}  {note}", file=sys.stderr)
-                bar.update(task, note=note)
-            bar.advance(task)
-            if out and trainer.step % checkpoint_every == 0:
-                log.flush()
-                files.save_checkpoint(out, trainer.state(), step=trainer.step)
-    dct = trainer.finished()
-    dct.model, dct.path, dct.context = dict(store.model), out, store.context
-    if out:
-        log.flush()
-        files.save(dct, out)
-        runs.write_json(out / "metrics.json", read_metrics(out / "metrics.json") | _metrics(dct, store, trainer))
-    return dct
-
-
-def _metrics(dct: Dictionary, store: Store, trainer: Trainer) -> dict[str, Any]:
-    """What the finished dictionary does on (about 65,536 of) the rows that it was trained on."""
-    config, fit = trainer.config, Fit(dct)
-    n_batches = max(1, min(65_536, len(store.content_rows)) // config.batch_size)
-    for batch in itertools.islice(_batches(store, config), n_batches):
-        fit.add(torch.from_numpy(batch).to(dct.b_dec.device))
-    dead = trainer.silent > config.dead_tokens
-    return {
-        "train_l0": fit.l0, "train_fvu": fit.fvu, "train_dead": int(dead.sum()), "train_dead_after": config.dead_tokens,
-        "train_tokens": trainer.step * config.batch_size,
-    }  # fmt: skip
-
-
-def _bar(progress: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not shown, transient=True)
-
-
-class _Log:
-    """train_log.csv: what a killed run wrote after its last checkpoint is cut off before going on."""
-
-    def __init__(self, out: Path | None, step: int) -> None:
-        self.path = out / "train_log.csv" if out else None
-        self.rows: list[list[Any]] = []
-        if self.path and self.path.exists() and step:
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
-
-    def add(self, trainer: Trainer, report: dict[str, Tensor]) -> str:
-        """Keep a line; returns it in short."""
-        numbers = {name: float(value) for name, value in report.items()}
-        numbers |= {"step": trainer.step, "tokens": trainer.step * trainer.config.batch_size}
-        numbers |= {"lr": trainer.config.rate(trainer.step - 1), "dead": int(numbers["dead"])}
-        self.rows.append([f"{v:.7g}" if isinstance(v, float) else v for v in (numbers[c] for c in LOG_COLUMNS)])
-        return f"FVU {numbers['fvu']:.3f}  L0 {numbers['l0']:.1f}  dead {numbers['dead']}"
-
-    def flush(self) -> None:
-        if self.path:
-            runs.write_text(self.path, "\n".join(",".join(map(str, r)) for r in [LOG_COLUMNS, *self.rows]) + "\n")
+def _is_done(run: _Run, described: dict[str, Any], overwrite: bool) -> bool:
+    """Whether a dictionary of a grid is finished already, with these settings."""
+    if run.out is None or overwrite or not runs.is_done(run.out):
+        return False
+    if runs.read(run.out).get("config") != described:
+        raise InputError(f"{run.out} holds a finished dictionary of other settings: choose another --out.")
+    return True
