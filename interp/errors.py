@@ -1,16 +1,19 @@
 """What goes wrong, by whose mistake.
 
     Exception
-    └── InputError            the caller's: one line, exit status 2, nothing written
-        ├── MissingFile       a file or folder that is not there
-        ├── AlreadyExists     a finished result that would be overwritten
-        ├── WrongModel        a store or dictionary made with another model
-        └── UnknownName       a name, with the nearest right ones
-            ├── UnknownModel
-            ├── UnknownSite
-            ├── UnknownComponent
-            ├── UnknownTask
-            └── UnknownKey
+    ├── InputError            the caller's: one line, exit status 2, nothing written
+    │   ├── MissingFile       a file or folder that is not there
+    │   ├── AlreadyExists     a finished result that would be overwritten
+    │   ├── WrongModel        a store or dictionary made with another model
+    │   ├── DamagedStore      a store whose bytes are not as they were written
+    │   └── UnknownName       a name, with the nearest right ones
+    │       ├── UnknownModel
+    │       ├── UnknownSite
+    │       ├── UnknownComponent
+    │       ├── UnknownTask
+    │       └── UnknownKey
+    └── Failure               the run cannot go on: one line, exit status 1, what was finished is kept
+        └── NotFinite         an activation that is NaN, infinite, or beyond what the file can hold
 
 A broken promise of ours is an `assert`, never one of these.
 """
@@ -37,6 +40,10 @@ class WrongModel(InputError):
     pass
 
 
+class DamagedStore(InputError):
+    pass
+
+
 class UnknownName(InputError):
     pass
 
@@ -58,6 +65,14 @@ class UnknownTask(UnknownName):
 
 
 class UnknownKey(UnknownName):
+    pass
+
+
+class Failure(Exception):
+    """The run cannot go on, by nobody's mistake in the input."""
+
+
+class NotFinite(Failure):
     pass
 
 

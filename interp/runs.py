@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from interp.errors import AlreadyExists, InputError, MissingFile
 
 FOLDERS = ("runs", "stores", "saes")
@@ -33,6 +35,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_run(path: Path, run: dict[str, Any]) -> None:
+    """run.json, with the xxh3 of what stands before it as its last key."""
+    run = {key: value for key, value in run.items() if key != "xxh3"}
+    write_json(path / "run.json", run | {"xxh3": _hash(run)})
+
+
+def _hash(run: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(run, ensure_ascii=False).encode())
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether run.json is as it was written, to the byte. MissingFile, InputError as `read`."""
+    run = read(folder)
+    kept = {key: value for key, value in run.items() if key != "xxh3"}
+    text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
+    whole = (Path(folder) / "run.json").read_text(encoding="utf-8") == text
+    return whole and run.get("xxh3") == _hash(kept) and list(run)[-1] == "xxh3"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -137,7 +158,7 @@ def recording(
         "model": model, "seed": seed, "versions": versions(), "started": (previous or {}).get("started") or _now(),
         "finished": None, "device": device,
     }  # fmt: skip
-    write_json(path / "run.json", run)
+    write_run(path, run)
     try:
         yield run
         run["status"] = "done"
@@ -159,4 +180,4 @@ def recording(
     finally:
         if made is not None:
             run["finished"] = _now()
-            write_json(path / "run.json", run)
+            write_run(path, run)

@@ -1,106 +1,453 @@
-"""The layout of a store: the only code that knows it.
+"""The layout of a store and its checksums: the only code that knows them.
 
     stores/<name>/
       run.json, store.json    what made it, what it holds
-      manifest.jsonl          one line a finished shard: file, rows, first row and window, place of every dataset
-      shard-00000.h5          /activations/<hook point> [rows, ...], /tokens, /sequence, /position [rows],
-                              /statistics/<hook point>/{n, sum, sumsq, norm_sum, max_abs} float64, all contiguous
+      manifest.jsonl          one line a finished shard, each ending in its own xxh3; the last line closes the store
+      shard-00000.h5          /activations/<hook point> [row, ...], /patterns/<hook point> [window, head, pos, pos],
+                              /logits/{tokens, values} [row, k], /tokens, /sequence, /document, /position [row],
+                              /statistics/<hook point>/... float64
       index.h5                virtual datasets over all shards: any HDF5 viewer sees one array
 
-A shard is written under a temporary name and renamed when it is whole; the manifest line comes after. Statistics leave
-out rows whose token is BOS: its activations are outliers that would swamp a mean.
+A shard is plain HDF5: contiguous datasets on 4 KiB borders (chunked ones where the store is compressed). h5py makes the
+file and its header; the data go to their offsets beside HDF5, hashed on the way, and are read from there again. Its
+line in the manifest holds the xxh3-128 of everything that is not data, and the xxh3-64 of every 8192 rows of data. A
+shard is written under a temporary name, synced and renamed; its line comes after. What has a line is whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 
-VERSION = 1
-DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-ROW_DTYPES = {"tokens": np.dtype("<i4"), "sequence": np.dtype("<i8"), "position": np.dtype("<i4")}
+from interp.errors import DamagedStore, InputError, MissingFile
+
+VERSION = 2
+BLOCK = 8192
+"""Rows under one checksum."""
+DTYPES = ("float16", "bfloat16", "float32")
+COLUMNS = {"tokens": "<i4", "sequence": "<i8", "document": "<i8", "position": "<i4"}
+"""What every row says of itself: token id, number of its window, number of its document, position in the window."""
+BINS = 2048
+"""Bins of the histogram of norms: 32 to every factor of 2, from 2^-32 to 2^32; one is 2.2% wide."""
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset lies in its shard. `offset` is None where it is compressed; `dtype` is numpy's, or "bfloat16"."""
+
+    offset: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    checksums: str
+    """xxh3-64 of every BLOCK rows, 16 hexadecimal digits each."""
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype of the bytes: bfloat16 as uint16."""
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        return int(np.prod(self.shape)) * self.stored.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:])) * self.stored.itemsize
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A line of the manifest. `datasets`: name -> {"offset", "shape", "dtype"}, so that readers go round HDF5."""
+    """A line of the manifest."""
 
     file: str
     size: int
     rows: int
+    windows: int
     first_row: int
     first_window: int
-    datasets: dict[str, dict[str, Any]]
+    documents: tuple[int, int]
+    """The lowest and highest document number in it."""
+    header: str
+    """xxh3-128 of every byte that is not in `datasets`."""
+    datasets: dict[str, Place]
+    next: dict[str, Any]
+    """The place in the corpus at which the next shard begins."""
 
 
-def read_manifest(folder: Path) -> list[Shard]:
-    """Finished shards in order. A torn last line (a kill in mid-write) is not one."""
+def seal(content: dict[str, Any]) -> str:
+    """`content` as one line of JSON whose last key is the xxh3 of what stands before it."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return f'{text[:-1]},"xxh3":"{xxhash.xxh3_64_hexdigest(text.encode())}"}}'
+
+
+def unseal(line: bytes) -> dict[str, Any] | None:
+    """What `seal` was given; None where a byte is not as it was."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return None
+    body, mark, _ = text.rpartition(',"xxh3":"')
+    if not mark or f'{body},"xxh3":"{xxhash.xxh3_64_hexdigest((body + "}").encode())}"}}' != text:
+        return None
+    return json.loads(body + "}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Finished shards in order; `closing` is the last line of a finished store: its counts and the hashes of its
+    other files."""
+
+    shards: list[Shard]
+    closing: dict[str, Any] | None
+    n_bytes: int
+    """Bytes of the lines that are whole: a kill may have left part of another."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """DamagedStore where a line is not as it was written; a torn last line (a kill in mid-write) is not one."""
     path = folder / "manifest.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    return [Shard(**json.loads(line)) for line in lines[:-1]]
+    raw = path.read_bytes() if path.exists() else b""
+    lines = raw.split(b"\n")
+    shards: list[Shard] = []
+    closing, n_bytes = None, 0
+    for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break
+        content = unseal(line)
+        if content is None:
+            if any(lines[number:]) or closing:
+                raise DamagedStore(f"{path} line {number} is not as it was written.")
+            break
+        if number == len(lines):  # whole but for its end of line: not acknowledged
+            break
+        n_bytes += len(line) + 1
+        if content.get("format_version", VERSION) > VERSION:
+            raise InputError(
+                f"{folder} is of format {content['format_version']}: this version reads up to {VERSION}. "
+                "Next: pip install -U interp-workbench."
+            )
+        if content.get("closed"):
+            closing = content
+        else:
+            places = {name: Place(**p | {"shape": tuple(p["shape"])}) for name, p in content.pop("datasets").items()}
+            shards.append(Shard(**content | {"documents": tuple(content["documents"]), "datasets": places}))
+    return Manifest(shards, closing, n_bytes)
 
 
-def append_manifest(folder: Path, shard: Shard) -> None:
-    """Add a line, after cutting what a kill may have left of one."""
-    path = folder / "manifest.jsonl"
-    kept = "".join(json.dumps(asdict(s)) + "\n" for s in read_manifest(folder))
-    if path.exists() and path.stat().st_size != len(kept.encode()):
-        os.truncate(path, len(kept.encode()))
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(shard)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def append_manifest(folder: Path, content: Shard | dict[str, Any], *, after: int, sync: bool = True) -> int:
+    """Write a line after the first `after` bytes (what a kill left behind them is cut). Returns where it ends."""
+    line = seal(asdict(content) if isinstance(content, Shard) else content).encode() + b"\n"
+    fd = os.open(folder / "manifest.jsonl", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.fstat(fd).st_size > after:
+            os.ftruncate(fd, after)
+        _write_all(fd, memoryview(line), after)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    return after + len(line)
 
 
 def write_shard(
-    folder: Path, number: int, arrays: Mapping[str, np.ndarray], statistics: Mapping[str, Mapping[str, np.ndarray]],
-    *, first_row: int, first_window: int,
-) -> Shard:  # fmt: skip
-    """One shard of `arrays` ("tokens", "activations/<hook point>", ...), whole on disk or not there at all."""
+    folder: Path,
+    number: int,
+    arrays: Mapping[str, np.ndarray],
+    statistics: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    about: dict[str, Any],
+    first_row: int,
+    first_window: int,
+    windows: int,
+    next: dict[str, Any],
+    compression: str | None = None,
+    sync: bool = True,
+) -> Shard:
+    """One shard of `arrays` ("tokens", "activations/<hook point>", ...; bfloat16 as uint16, named in
+    `about["dtype"]`), whole on disk or not there at all. `sync=False` leaves it to the system when it reaches the disk.
+    """
     path = folder / f"shard-{number:05d}.h5"
     temporary = folder / f".{path.name}.tmp"
-    with h5py.File(temporary, "w", libver="latest") as file:
+    kinds = {name: _kind(name, array, about["dtype"]) for name, array in arrays.items()}
+    offsets = _write_header(temporary, arrays, kinds, statistics, about, compression)
+    fd = os.open(temporary, os.O_RDWR)
+    try:
+        size = os.fstat(fd).st_size
         places = {}
         for name, array in arrays.items():
-            data = file.create_dataset(name, data=np.ascontiguousarray(array))
-            places[name] = {"offset": data.id.get_offset(), "shape": list(array.shape), "dtype": array.dtype.str}
+            checksums = _write_data(fd, array, offsets[name])
+            places[name] = Place(offsets[name], array.shape, kinds[name], checksums)
+        header = _header_hash(fd, size, places)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+    if sync:
+        _sync_folder(folder)
+    documents = arrays["document"]
+    return Shard(
+        path.name, size, len(arrays["tokens"]), windows, first_row, first_window,
+        (int(documents.min()), int(documents.max())), header, places, next,
+    )  # fmt: skip
+
+
+def _kind(name: str, array: np.ndarray, dtype: str) -> str:
+    return "bfloat16" if dtype == "bfloat16" and array.dtype == np.uint16 else array.dtype.str
+
+
+def bfloat16() -> h5py.h5t.TypeID:
+    """bfloat16 as HDF5 sees it: a float of 8 exponent and 7 mantissa bits. h5py shows it as float32."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+def _write_header(
+    path: Path, arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str],
+    statistics: Mapping[str, Mapping[str, np.ndarray]], about: dict[str, Any], compression: str | None,
+) -> dict[str, int | None]:  # fmt: skip
+    """The file with room for its data, and where each dataset begins. Compressed data are written here at once."""
+    options = {"libver": "latest", "alignment_threshold": _PAGE, "alignment_interval": _PAGE}
+    path.unlink(missing_ok=True)
+    offsets: dict[str, int | None] = {}
+    with h5py.File(path, "w", **options) as file:
+        file.attrs["format_version"] = VERSION
+        file.attrs["about"] = np.bytes_(json.dumps(about, ensure_ascii=False).encode())  # fixed length
         for site, values in statistics.items():
             for key, value in values.items():
                 file[f"statistics/{site}/{key}"] = np.asarray(value, np.float64)
-        file.attrs["format_version"] = VERSION
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return Shard(path.name, path.stat().st_size, len(arrays["tokens"]), first_row, first_window, places)
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        for name, array in arrays.items():
+            kind = bfloat16() if kinds[name] == "bfloat16" else h5py.h5t.py_create(array.dtype)
+            made = _creation(compression, array)
+            space = h5py.h5s.create_simple(array.shape)
+            data = h5py.h5d.create(file.id, name.encode(), kind, space, made, links)
+            if compression:
+                data.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(array), mtype=kind)
+            offsets[name] = None if compression else data.get_offset()
+    return offsets
 
 
-def read_statistics(folder: Path, shards: Iterable[Shard], site: str) -> dict[str, np.ndarray]:
-    """Sums over all shards: n, sum [...], sumsq [...], norm_sum, max_abs."""
+def _creation(compression: str | None, array: np.ndarray) -> h5py.h5p.PropDCID:
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    if not compression:
+        made.set_layout(h5py.h5d.CONTIGUOUS)
+        made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        return made
+    made.set_chunk((min(len(array), 1024), *array.shape[1:]))
+    if compression == "gzip":
+        made.set_shuffle()
+        made.set_deflate(4)
+        return made
+    import hdf5plugin
+
+    codec = hdf5plugin.Bitshuffle(cname="zstd" if compression == "zstd" else "lz4")
+    made.set_filter(codec.filter_id, h5py.h5z.FLAG_MANDATORY, codec.filter_options)
+    return made
+
+
+def check_compression(name: str | None) -> None:
+    """InputError where `name` is not one of None, "zstd", "lz4" and "gzip", or its library is not installed."""
+    if name not in (None, "zstd", "lz4", "gzip"):
+        raise InputError(f'unknown compression "{name}": zstd, lz4 or gzip.')
+    if name in ("zstd", "lz4"):
+        try:
+            import hdf5plugin  # noqa: F401
+        except ImportError:
+            raise InputError(
+                f"{name} needs hdf5plugin: pip install 'interp-workbench[archive]' (gzip needs nothing)."
+            ) from None
+
+
+def _write_data(fd: int, array: np.ndarray, offset: int | None) -> str:
+    """Data to `offset`, and the checksums of its blocks."""
+    array = np.ascontiguousarray(array)
+    checksums = []
+    for start in range(0, len(array), BLOCK):
+        block = memoryview(array[start : start + BLOCK].reshape(-1).view(np.uint8))
+        checksums.append(xxhash.xxh3_64_hexdigest(block))
+        if offset is not None:
+            _write_all(fd, block, offset)
+            offset += len(block)
+    return "".join(checksums)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        n = os.pwrite(fd, data, offset)
+        data, offset = data[n:], offset + n
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _header_hash(fd: int, size: int, datasets: Mapping[str, Place]) -> str:
+    """xxh3-128 of the `size` bytes of a file without those of its datasets."""
+    digest, at = xxhash.xxh3_128(), 0
+    held = sorted((p.offset, p.offset + p.n_bytes) for p in datasets.values() if p.offset is not None)
+    for begin, end in [*held, (size, size)]:
+        while at < begin:
+            piece = os.pread(fd, min(begin - at, 1 << 20), at)
+            if not piece:
+                break
+            digest.update(piece)
+            at += len(piece)
+        at = max(at, end)
+    return digest.hexdigest()
+
+
+def check_shard(folder: Path, shard: Shard) -> None:
+    """DamagedStore where a shard is missing, of another size, or has another header: what can be known in .2 ms."""
+    path = folder / shard.file
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise DamagedStore(f"{path} is missing ({shard.rows:,} rows from row {shard.first_row:,}).") from None
+    try:
+        size = os.fstat(fd).st_size
+        if size != shard.size:
+            raise DamagedStore(
+                f"{path} has {size:,} bytes in place of {shard.size:,}: it holds rows from {shard.first_row:,} on."
+            )
+        if _header_hash(fd, size, shard.datasets) != shard.header:
+            raise DamagedStore(f"{path}: its header is not as it was written (rows from {shard.first_row:,} on).")
+    finally:
+        os.close(fd)
+
+
+def damaged_blocks(folder: Path, shard: Shard) -> Iterator[tuple[str, int, int]]:
+    """Every (dataset, first row, last row) of a shard whose bytes are not as they were written; rows count from the
+    shard's first."""
+    fd = os.open(folder / shard.file, os.O_RDONLY)
+    try:
+        for name, place in shard.datasets.items():
+            if place.offset is not None:
+                for i, block in enumerate(_blocks(fd, place)):
+                    if xxhash.xxh3_64_hexdigest(block) != place.checksums[16 * i : 16 * i + 16]:
+                        yield name, i * BLOCK, min((i + 1) * BLOCK, place.shape[0]) - 1
+    finally:
+        os.close(fd)
+
+
+def _blocks(fd: int, place: Place) -> Iterator[memoryview]:
+    buffer = np.empty(BLOCK * place.row_bytes, np.uint8)
+    for start in range(0, place.shape[0], BLOCK):
+        n = (min(start + BLOCK, place.shape[0]) - start) * place.row_bytes
+        yield memoryview(buffer)[: read_into(fd, buffer[:n], place.offset + start * place.row_bytes)]
+
+
+def read_into(fd: int, out: np.ndarray, offset: int) -> int:
+    """Fill `out` (uint8) from `offset` on; returns how many bytes there were."""
+    view, at = memoryview(out), 0
+    while at < len(view):
+        n = os.preadv(fd, [view[at:]], offset + at)
+        if n == 0:
+            break
+        at += n
+    return at
+
+
+def read_statistics(folder: Path, shards: list[Shard], site: str) -> dict[str, np.ndarray]:
+    """Sums over all shards: n, sum [...], sumsq [...], norm_sum, max_abs, norm_histogram, position_n,
+    position_norm_sum [pos]."""
     total: dict[str, np.ndarray] = {}
     for shard in shards:
-        with h5py.File(folder / shard.file, "r") as file:
+        with h5py.File(folder / shard.file, "r", locking=False) as file:
             for key, value in file[f"statistics/{site}"].items():
                 joined = np.maximum if key == "max_abs" else np.add
                 total[key] = np.asarray(joined(total[key], value[()]) if key in total else value[()])
     return total
 
 
+def norm_quantiles(
+    histogram: np.ndarray, at: Sequence[float] = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+) -> dict[float, float]:
+    """Quantiles of the L2 norm out of the histogram, to 1.1%: the middle of the bin in which each lies."""
+    total = np.cumsum(histogram)
+    bins = np.searchsorted(total, np.asarray(at) * total[-1], side="left")
+    return {q: float(2 ** ((b + 0.5) / 32 - 32)) for q, b in zip(at, bins.tolist(), strict=True)}
+
+
 def write_index(folder: Path, shards: list[Shard]) -> None:
     """index.h5: every dataset as one virtual array over the shards."""
     temporary = folder / ".index.h5.tmp"
-    rows = sum(shard.rows for shard in shards)
+    temporary.unlink(missing_ok=True)
     with h5py.File(temporary, "w", libver="latest") as file:
         for name, place in shards[0].datasets.items():
-            layout = h5py.VirtualLayout(shape=(rows, *place["shape"][1:]), dtype=place["dtype"])
+            n = sum(shard.datasets[name].shape[0] for shard in shards)
+            kind = bfloat16() if place.dtype == "bfloat16" else h5py.h5t.py_create(np.dtype(place.dtype))
+            made, at = h5py.h5p.create(h5py.h5p.DATASET_CREATE), 0
+            space = h5py.h5s.create_simple((n, *place.shape[1:]))
             for shard in shards:
-                source = h5py.VirtualSource(shard.file, name, shape=tuple(shard.datasets[name]["shape"]))
-                layout[shard.first_row : shard.first_row + shard.rows] = source
-            file.create_virtual_dataset(name, layout)
+                shape = shard.datasets[name].shape
+                space.select_hyperslab((at, *(0 for _ in shape[1:])), shape)
+                made.set_virtual(space, shard.file.encode(), name.encode(), h5py.h5s.create_simple(shape))
+                at += shape[0]
+            space.select_all()
+            links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+            links.set_create_intermediate_group(True)
+            h5py.h5d.create(file.id, name.encode(), kind, space, made, links)
     os.replace(temporary, folder / "index.h5")
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """store.json."""
+    from interp import runs
+
+    runs.write_json(folder / "store.json", description)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "store.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFile(f"no store.json in {folder}: not a store.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedStore(f"{path} is not JSON: {error}.") from None
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if not isinstance(version, int):
+        raise DamagedStore(f"{path} does not say of which format the store is.")
+    if version != VERSION:
+        newer = "pip install -U interp-workbench" if version > VERSION else "record it again"
+        raise InputError(f"{folder} is of format {version}: this version reads {VERSION}. Next: {newer}.")
+    return description
+
+
+def close(folder: Path, manifest: Manifest) -> None:
+    """The last line of the manifest: the store is whole."""
+    files = {name: file_hash(folder / name) for name in ("store.json", "index.h5")}
+    shards = manifest.shards
+    content = {
+        "closed": True, "format_version": VERSION, "shards": len(shards), "rows": sum(s.rows for s in shards),
+        "files": files,
+    }  # fmt: skip
+    append_manifest(folder, content, after=manifest.n_bytes)
+
+
+def file_hash(path: Path) -> str:
+    """xxh3-128 of a whole file."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

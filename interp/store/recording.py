@@ -2,139 +2,379 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rich.progress
 import torch
-from einops import rearrange
-from jaxtyping import Int
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from interp import runs
-from interp.data.text import read_text, windows
-from interp.decoder.hooks import captured
+from interp.data.documents import TextSettings
+from interp.data.packing import Windows
+from interp.data.text import Stream, stream
+from interp.decoder.hooks import watch
 from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
-from interp.errors import InputError, nearest
+from interp.errors import InputError, NotFinite, nearest
 from interp.store import format
 from interp.store.reading import Store
+from interp.store.statistics import Sums
+from interp.store.writing import Ring, Slot
 
 SHARD_BYTES = 128 * 2**20
-"""A shard's size per hook point, at most."""
+"""A shard's size per hook point, at most..."""
+SLOT_BYTES = 512 * 2**20
+"""...and of all its hook points together: three such buffers are in memory."""
+
+
+class Progress:
+    """A bar on a terminal (tokens, tokens/s, bytes, time left), a line every ten seconds elsewhere."""
+
+    def __init__(self, shown: bool, n_tokens: int | None, done: int, row_bytes: int):
+        console = Console(stderr=True)
+        self.lines, self.row_bytes, self.n_tokens = shown and not console.is_terminal, row_bytes, n_tokens
+        self.done, self.started, self.said = done, time.monotonic(), time.monotonic()
+        self.first = done
+        self.bar = rich.progress.Progress(
+            TextColumn("recording"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
+            console=console, transient=True, disable=not shown or self.lines,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=n_tokens, completed=done, told="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, n: int, report: dict[str, Any]) -> None:
+        """`n` more tokens; how many there will be is told by the share of the text that was read."""
+        self.done += n
+        share = report["bytes"] / max(1, report["bytes_total"])
+        total = self.n_tokens or int(self.done / share if share else self.done)
+        now = time.monotonic()
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        told = f"{self.done:,} tokens  {rate:,.0f}/s  {self.done * self.row_bytes / 2**20:,.0f} MiB"
+        self.bar.update(self.task, completed=self.done, total=max(total, self.done), told=told)
+        if self.lines and now - self.said > 10:
+            self.said = now
+            left = max(total - self.done, 0) / max(rate, 1e-9)
+            print(f"recording: {told}, about {left:,.0f} s left", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is recorded of every token, and in which form."""
+
+    sites: list[str]
+    patterns: list[str]
+    logits: int
+    dtype: str
+
+    def shapes(self, model: Model, context: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Dataset -> the shape of one row (of one window, for a pattern) and its dtype."""
+        sizes = {
+            "head": model.n_heads, "kv_head": model.n_kv_heads, "d_head": model.d_head, "d_model": model.d_model,
+            "d_mlp": model.d_mlp, "query": context, "key": context,
+        }  # fmt: skip
+        dtype = getattr(torch, self.dtype)
+        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name in self.sites:
+            found[f"activations/{name}"] = tuple(sizes[axis] for axis in axes(name).split()[2:]), dtype
+        for name in self.patterns:
+            found[f"patterns/{name}"] = tuple(sizes[axis] for axis in axes(name).split()[1:]), dtype
+        if self.logits:
+            found["logits/tokens"] = (self.logits,), torch.int32
+            found["logits/values"] = (self.logits,), torch.float32
+        return found
+
+    def rows_per_shard(self, model: Model, context: int) -> int:
+        """A multiple of `context`: shards of SHARD_BYTES a hook point, SLOT_BYTES in all."""
+        sizes = [
+            int(np.prod(shape)) * dtype.itemsize / (context if name.startswith("patterns/") else 1)
+            for name, (shape, dtype) in self.shapes(model, context).items()
+        ]
+        rows = min(SHARD_BYTES / max(sizes), SLOT_BYTES / sum(sizes))
+        return max(1, int(rows) // context) * context
 
 
 def record(
     model: Model,
-    text: str | Path | Sequence[str | Path],
+    text: str | Path | Sequence[str | Path] | TextSettings,
     *,
     sites: str | Sequence[str] = "*.resid_post",
     n_tokens: int | None = None,
     context: int = 128,
+    logits: int = 0,
     dtype: str = "float16",
+    compression: str | None = None,
     out: str | Path,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Store:
     """Run `text` through `model` and write the activations at `sites` to a store at `out`.
 
-    One row a token, in the order of the text: windows of `context` tokens, BOS first. `dtype` is the one on disk.
-    InputError, before anything is written, for an unknown site, missing text, or a pattern (which has no row a token).
+    One row a token, in the order of the text: windows of `context` tokens, BOS first (a `TextSettings` in place of
+    `text` says more: packing, filters, a held-out share, one shard of several; `n_tokens` and `context` are then its).
+    A pattern has [head, pos, pos] a window. `logits` > 0 keeps that many of the largest logits of each token.
+    `dtype` is the one on disk; `compression` ("zstd", "lz4", "gzip") is for archives: a third smaller at best, and far
+    slower. `batch_size`, windows a forward pass, is found from free memory and kept in the store.
+
+    InputError, before anything is written, for an unknown site, missing text, a dtype that is none; NotFinite (what was
+    finished stays) where an activation is NaN, infinite, or beyond `dtype`.
     """
+    settings = text if isinstance(text, TextSettings) else TextSettings(text, context=context, n_tokens=n_tokens)
     names = expand(sites, model.sites, model=f'"{model.name}"')
-    if patterns := [name for name in names if not axes(name).startswith("prompt pos")]:
-        raise InputError(f"{patterns[0]} has no row a token: record z, q, k or v instead.")
     if dtype not in format.DTYPES:
         raise InputError(f'unknown store dtype "{dtype}". Nearest: {nearest(dtype, format.DTYPES)}.')
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size} given: one window or more.")
-    corpus = read_text(text)
-    tokens = windows(model, corpus, context=context, n_tokens=n_tokens)
-    out = Path(out)
+    if not 0 <= logits <= model.d_vocab:
+        raise InputError(f'logits {logits} given: "{model.name}" has {model.d_vocab}.')
+    format.check_compression(compression)
+    patterns = [name for name in names if axes(name).startswith("prompt head")]
+    wanted = Wanted([name for name in names if name not in patterns], patterns, logits, dtype)
+    corpus, out = stream(model, settings), Path(out)
     config = {
-        "sites": names, "n_tokens": n_tokens, "context": context, "dtype": dtype, "corpus": corpus.hashes,
-        "windows_per_shard": _windows_per_shard(model, context, dtype),
+        "sites": names, "logits": logits, "text": asdict(settings), "files": corpus.files, "dtype": dtype,
+        "compression": compression, "batch_size": batch_size,
+        "rows_per_shard": wanted.rows_per_shard(model, settings.context),
     }  # fmt: skip
-    description = {
-        "format_version": format.VERSION, "model": model.provenance(), "sites": names, "dtype": dtype,
-        "context": context, "bos": model.bos, "packing": "BOS, then context - 1 tokens of the text",
-        "corpus": corpus.hashes, "n_windows": len(tokens),
-    }  # fmt: skip
+    config = json.loads(json.dumps(config))  # as run.json gives it back
     with runs.recording(
-        out,
-        kind="record",
-        config=config,
-        model=model.provenance(),
-        seed=0,
-        device=str(model.device),
+        out, kind="record", config=config, model=model.provenance(), seed=0, device=str(model.device),
         overwrite=overwrite,
-    ):
-        runs.write_json(out / "store.json", description)
-        done = format.read_manifest(out)
-        first = done[-1].first_window + done[-1].rows // context if done else 0
-        with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task("recording", total=len(tokens), completed=first)
-            step = config["windows_per_shard"]
-            for start in range(first, len(tokens), step):
-                part = tokens[start : start + step]
-                arrays, statistics = _capture(model, part, names, dtype, batch_size, lambda n: bar.advance(task, n))
-                n = len(format.read_manifest(out))
-                rows = {
-                    "tokens": part.numpy().astype(np.int32).reshape(-1),
-                    "sequence": np.repeat(np.arange(start, start + len(part), dtype=np.int64), context),
-                    "position": np.tile(np.arange(context, dtype=np.int32), len(part)),
-                }
-                shard = format.write_shard(
-                    out, n, rows | arrays, statistics, first_row=start * context, first_window=start
-                )
-                format.append_manifest(out, shard)
-        format.write_index(out, format.read_manifest(out))
+    ):  # fmt: skip
+        manifest = format.read_manifest(out)
+        if not manifest.closing:
+            windows = _windows_left(model, settings, corpus, manifest.shards)
+            _record(model, wanted, settings, config, out, windows, progress)
     return Store(out)
 
 
-def _windows_per_shard(model: Model, context: int, dtype: str) -> int:
-    widest = max(model.d_model, model.n_heads * model.d_head, model.d_mlp or 0)
-    return max(1, SHARD_BYTES // (context * widest * format.DTYPES[dtype].itemsize))
+def _windows_left(
+    model: Model, settings: TextSettings, corpus: Stream, done: list[format.Shard]
+) -> Iterator[Windows]:  # fmt: skip
+    """What no shard holds yet. The first batch is made here: wrong text is told before a file is written."""
+    if done and done[-1].next["last"]:
+        return iter(())
+    windows = iter(stream(model, settings, start=done[-1].next["place"]) if done else corpus)
+    return itertools.chain([next(windows)], windows)
 
 
-def _capture(
-    model: Model,
-    tokens: Int[Tensor, "window pos"],
-    names: list[str],
-    dtype: str,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    """Activations [row, ...] of `tokens` at each site, and their statistics over rows that are not BOS."""
-    target = getattr(torch, dtype)
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-    for batch in tokens.split(batch_size):
-        with torch.no_grad(), captured(model, names) as cache:
-            model(batch)
-        keep = torch.ones_like(batch, dtype=torch.bool) if model.bos is None else batch != model.bos
-        for name in names:
-            value = rearrange(cache[name], "window pos ... -> (window pos) ...")
-            stored = value.to(target)
-            if not torch.isfinite(stored).all():
-                raise InputError(f"{name} reaches {value.abs().max():.3g}, beyond {dtype}: pass --store-dtype float32.")
-            pieces[name].append(stored.cpu().numpy())
-            for key, one in _statistics(stored[keep.flatten().to(stored.device)]).items():
-                before = totals[name].get(key)
-                joined = np.maximum if key == "max_abs" else np.add
-                totals[name][key] = one if before is None else np.asarray(joined(before, one))
-        advance(len(batch))
-    return {f"activations/{name}": np.concatenate(parts) for name, parts in pieces.items()}, totals
+def _record(
+    model: Model, wanted: Wanted, settings: TextSettings, config: dict[str, Any], out: Path,
+    windows: Iterator[Windows], progress: bool,
+) -> None:  # fmt: skip
+    if (out / "store.json").exists():
+        description = format.read_description(out)
+    else:
+        size = config["batch_size"] or _fitting_batch(model, wanted, settings.context)
+        description = _description(model, wanted, settings, config) | {"batch_size": size}
+        format.write_description(out, description)
+    shapes, done = wanted.shapes(model, settings.context), format.read_manifest(out).shards
+    row_bytes = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in shapes.values())
+    start = sum(shard.rows for shard in done)
+    with (
+        Progress(progress, settings.n_tokens, start, row_bytes) as bar,
+        Ring(out, lambda: _slot(wanted, model, config, settings), compression=config["compression"]) as ring,
+    ):
+        recorder = _Recorder(model, wanted, settings, description)
+        for part, last in _parts(windows, config["rows_per_shard"], settings.context if wanted.patterns else 1):
+            slot = ring.slot()
+            ring.send(slot, recorder.fill(slot, part, last, bar))
+    shards = format.read_manifest(out).shards
+    corpus = shards[-1].next["report"] | {"files": config["files"]}
+    format.write_description(out, description | {"corpus": corpus})
+    format.write_index(out, shards)
+    format.close(out, format.read_manifest(out))
 
 
-def _statistics(rows: Tensor) -> dict[str, np.ndarray]:
-    """Sums in float64 over `rows` [row, ...]: what a trainer needs to centre and scale."""
-    rows = rows.double()
-    norms = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-    sums = {
-        "n": torch.tensor(len(rows)), "sum": rows.sum(0), "sumsq": rows.square().sum(0), "norm_sum": norms.sum(),
-        "max_abs": rows.abs().amax() if len(rows) else torch.tensor(0.0),
+def _description(model: Model, wanted: Wanted, settings: TextSettings, config: dict[str, Any]) -> dict[str, Any]:
+    """store.json: what a reader has to know."""
+    packing = {
+        "packed": "BOS, then context - 1 tokens; BOS between documents",
+        "document": "BOS, then the document; several windows where it is longer",
+    }
+    return {
+        "format_version": format.VERSION, "model": model.provenance(), "tokenizer": model.tokenizer_hash,
+        "sites": wanted.sites, "patterns": wanted.patterns, "logits": wanted.logits, "dtype": wanted.dtype,
+        "compression": config["compression"], "context": settings.context, "bos": model.bos,
+        "packing": f"{settings.packing}: {packing[settings.packing]}", "text": config["text"],
+        "versions": runs.versions(),
     }  # fmt: skip
-    return {key: np.asarray(value.double().cpu().numpy()) for key, value in sums.items()}
+
+
+def _slot(wanted: Wanted, model: Model, config: dict[str, Any], settings: TextSettings) -> Slot:
+    """Room for a shard, columns excepted."""
+    rows = config["rows_per_shard"]
+    rooms = {
+        name: ((rows // settings.context if name.startswith("patterns/") else rows, *shape), kind)
+        for name, (shape, kind) in wanted.shapes(model, settings.context).items()
+    }
+    return Slot(rooms, pin=model.device.type == "cuda")
+
+
+def _parts(windows: Iterator[Windows], rows: int, least: int) -> Iterator[tuple[Windows, bool]]:
+    """The windows of each shard, and whether it is the last: up to `rows` rows, a window counting `least` or more."""
+    held: Windows | None = None
+    for batch in itertools.chain(windows, [None]):
+        if batch is not None:
+            held = batch if held is None else held + batch
+        while held is not None and len(held):
+            fits = int(np.searchsorted(np.cumsum(np.maximum(held.lengths, least)), rows, side="right"))
+            if fits == len(held) and batch is not None:
+                break
+            yield held[:fits], batch is None and fits == len(held)
+            held = held[fits:] if fits < len(held) else None
+
+
+class _Recorder:
+    """Fills a slot with the activations of its windows."""
+
+    def __init__(self, model: Model, wanted: Wanted, settings: TextSettings, description: dict[str, Any]):
+        self.model, self.wanted, self.settings, self.description = model, wanted, settings, description
+        self.side = torch.cuda.Stream() if model.device.type == "cuda" else None
+
+    def fill(self, slot: Slot, part: Windows, last: bool, bar: Progress) -> Callable[[], dict[str, Any]]:
+        """What `Ring.send` writes. The forward passes are done when this returns, the copies perhaps not yet."""
+        model, context = self.model, self.settings.context
+        starts = np.concatenate([[0], np.cumsum(part.lengths)])
+        sums = {
+            name: Sums(shape, context, model.device)
+            for name, (shape, _) in self.wanted.shapes(model, context).items()
+            if name.startswith("activations/")
+        }
+        order = np.argsort(-part.lengths, kind="stable")  # equal lengths, little padding
+        size = self.description["batch_size"]
+        for chosen in [order[i : i + size] for i in range(0, len(order), size)]:
+            self._pass(slot, part, chosen, starts, sums)
+            bar.advance(int(part.lengths[chosen].sum()), part.report)
+        copied = torch.cuda.Event() if self.side else None
+        if copied is not None:
+            copied.record(self.side)
+
+        def write() -> dict[str, Any]:
+            if copied is not None:
+                copied.synchronize()
+            for name, one in sums.items():
+                if int(one.bad) < 2**62:
+                    self._not_finite(name, slot, int(one.bad), int(starts[-1]))
+            return self._shard(slot, part, last, starts, sums)
+
+        return write
+
+    def _pass(
+        self, slot: Slot, part: Windows, chosen: np.ndarray, starts: np.ndarray, sums: dict[str, Sums]
+    ) -> None:  # fmt: skip
+        """One batch of windows through the model, into their places in the slot."""
+        device, context = self.model.device, self.settings.context
+        longest = int(part.lengths[chosen].max())
+        tokens = torch.from_numpy(part.tokens[chosen][:, :longest].astype(np.int64)).to(device)
+        lengths = torch.from_numpy(part.lengths[chosen]).to(device)
+        valid = torch.arange(longest, device=device) < lengths[:, None]
+        content = valid if self.model.bos is None else valid & (tokens != self.model.bos)
+        first = torch.from_numpy(starts[chosen]).to(device)
+
+        def rows(name: str, value: Tensor) -> None:
+            stored = value.to(slot.data[name].dtype)
+            if name in sums:
+                sums[name].add(stored, valid, content, first)
+            self._copy(slot.data[name], stored, chosen, part.lengths[chosen], starts)
+
+        def pattern(name: str, value: Tensor) -> None:
+            for window, one in zip(chosen.tolist(), value.to(slot.data[name].dtype), strict=True):
+                n = int(part.lengths[window])
+                room = slot.data[name][window].zero_() if n < context else slot.data[name][window]
+                self._put(room[:, :n, :n], one[:, :n, :n])
+
+        functions = {n: partial(rows, f"activations/{n}") for n in self.wanted.sites}
+        functions |= {n: partial(pattern, f"patterns/{n}") for n in self.wanted.patterns}
+        with torch.no_grad():
+            logits = watch(self.model, tokens, functions, logits=self.wanted.logits > 0)
+            if logits is not None:
+                values, best = logits.topk(self.wanted.logits)
+                rows("logits/values", values.float())
+                rows("logits/tokens", best)
+
+    def _copy(
+        self, room: Tensor, value: Tensor, chosen: np.ndarray, lengths: np.ndarray, starts: np.ndarray
+    ) -> None:  # fmt: skip
+        """`value` [window, pos, ...] to the rows of its windows; neighbouring whole windows go as one."""
+        run = 0
+        for i in range(1, len(chosen) + 1):
+            whole = i < len(chosen) and lengths[i] == lengths[i - 1] == value.shape[1]
+            if not (whole and chosen[i] == chosen[i - 1] + 1):
+                begin, end = int(starts[chosen[run]]), int(starts[chosen[i - 1]] + lengths[i - 1])
+                piece = value[run:i].flatten(0, 1) if i - run > 1 else value[run, : lengths[run]]
+                self._put(room[begin:end], piece)
+                run = i
+
+    def _put(self, room: Tensor, value: Tensor) -> None:
+        if self.side is None:
+            room.copy_(value)
+            return
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
+            room.copy_(value, non_blocking=True)
+        value.record_stream(self.side)
+
+    def _not_finite(self, name: str, slot: Slot, row: int, n_rows: int) -> None:
+        values = slot.data[name][row].float()
+        kind = "NaN" if values.isnan().any() else "infinite"
+        hint = "" if self.wanted.dtype != "float16" else " Beyond 65,504 float16 has no number: --store-dtype bfloat16."
+        raise NotFinite(f"{name}, row {row:,} of the {n_rows:,} of this shard, is {kind}.{hint}")
+
+    def _shard(
+        self, slot: Slot, part: Windows, last: bool, starts: np.ndarray, sums: dict[str, Sums]
+    ) -> dict[str, Any]:  # fmt: skip
+        """The arguments of `format.write_shard`."""
+        i, n = self.settings.shard
+        before = part.place(0)["windows"] - 1
+        valid = np.arange(self.settings.context) < part.lengths[:, None]
+        sequence = (before + np.arange(len(part), dtype=np.int64)) * n + i
+        columns = {
+            "tokens": part.tokens[valid], "sequence": np.repeat(sequence, part.lengths),
+            "document": part.document[valid],
+            "position": np.broadcast_to(np.arange(self.settings.context, dtype=np.int32), valid.shape)[valid],
+        }  # fmt: skip
+        counts = {name: len(part) if name.startswith("patterns/") else int(starts[-1]) for name in slot.data}
+        about = {key: self.description[key] for key in ("model", "tokenizer", "dtype", "context", "bos", "packing")}
+        return {
+            "arrays": columns | slot.arrays(counts), "about": about, "first_window": int(sequence[0]),
+            "statistics": {name.removeprefix("activations/"): one.result() for name, one in sums.items()},
+            "windows": len(part), "next": {"place": part.place(), "report": part.report, "last": last},
+        }  # fmt: skip
+
+
+def _fitting_batch(model: Model, wanted: Wanted, context: int) -> int:
+    """Windows a forward pass: 4,096 tokens on a CPU, which is enough to keep it busy; on a GPU up to 65,536, halved
+    until a pass fits into its memory."""
+    if model.device.type != "cuda":
+        return max(1, 4096 // context)
+    size = max(1, 65536 // context)
+    functions = {name: lambda value: None for name in [*wanted.sites, *wanted.patterns]}
+    while True:
+        try:
+            tokens = torch.zeros(size, context, dtype=torch.long)
+            with torch.no_grad():
+                watch(model, tokens, functions, logits=wanted.logits > 0)
+            return max(1, size // 2) if size > 1 else 1
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if size == 1:
+                raise
+            size //= 2
