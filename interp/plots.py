@@ -60,12 +60,13 @@ def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "me
         return Scale(_limit(np.asarray(values, float) - 1), formula, centre=1.0)
     if normalized:
         return Scale(_limit(values), "normalized: 0 = as corrupted, 1 = as clean; blue = restores the clean answer")
+    lower = metric.partition("-")[0] in LOWER_IS_BETTER  # "loss-digit" is a loss
     if method in PATCHING:
         start = "corrupted" if method == "denoise" else "clean"
         worse = "red = moves away from the answer"
-        return Scale(_limit(values), f"effect = patched - {start}; {worse}", red_is_positive=metric in LOWER_IS_BETTER)
+        return Scale(_limit(values), f"effect = patched - {start}; {worse}", red_is_positive=lower)
     formula = "effect = ablated - clean; red = the component helped"
-    return Scale(_limit(values), formula, red_is_positive=metric in LOWER_IS_BETTER)
+    return Scale(_limit(values), formula, red_is_positive=lower)
 
 
 def _limit(values: Sequence[float] | pd.Series | np.ndarray) -> float:
@@ -266,4 +267,20 @@ def histogram(prompts: pd.DataFrame, row: pd.Series) -> go.Figure:
         xaxis_title=f"effect on {html.escape(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
         height=260, margin={"l": 50, "r": 10, "t": 35, "b": 45}, showlegend=False,
     )  # fmt: skip
+    return figure
+
+
+def frontier(table: pd.DataFrame) -> go.Figure:
+    """What sparsity costs: FVU (lower is better) by L0 of each dictionary in `sae.frontier`'s table; a line for each
+    architecture, width and site."""
+    figure = go.Figure()
+    for (site, architecture, d_sae), group in table.sort_values("l0").groupby(["site", "architecture", "d_sae"]):
+        label = f"{architecture}, {d_sae} latents, {site}"
+        figure.add_scatter(
+            x=group["l0"], y=group["fvu"], mode="lines+markers", name=label, text=group["name"],
+            hovertemplate="%{text}<br>L0 %{x:.1f}, FVU %{y:.4f}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2})
+    figure.update_xaxes(title="L0: active latents at a token", type="log")
+    figure.update_yaxes(title="FVU: variance left unexplained", rangemode="tozero")
     return figure

@@ -17,18 +17,28 @@ if TYPE_CHECKING:
     from sae.evaluation import Report as Report
     from sae.evaluation import evaluate as evaluate
     from sae.files import load as load
+    from sae.logs import frontier as frontier
+    from sae.probing import probe as probe
+    from sae.splicing import clamp as clamp
+    from sae.splicing import scale as scale
     from sae.splicing import spliced as spliced
+    from sae.splicing import zero as zero
     from sae.training import train as train
     from sae.training import train_grid as train_grid
 
 _HOMES = {
     "Dictionary": "sae.dictionary",
     "Report": "sae.evaluation",
+    "clamp": "sae.splicing",
     "evaluate": "sae.evaluation",
+    "frontier": "sae.logs",
     "load": "sae.files",
+    "probe": "sae.probing",
+    "scale": "sae.splicing",
     "spliced": "sae.splicing",
     "train": "sae.training",
     "train_grid": "sae.training",
+    "zero": "sae.splicing",
 }
 __all__ = [*_HOMES, "features"]
 

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp import runs
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured
 from interp.decoder.loading import Model
@@ -50,7 +49,7 @@ class StoreSource:
     """The rows of a store."""
 
     def __init__(self, store: Store, *, held_out: float = 0.0) -> None:
-        if not runs.is_done(store.path):
+        if not store.finished:
             raise InputError(
                 f"{store.path} is still being written, or was not finished: the same command continues it."
             )
@@ -72,27 +71,32 @@ class StoreSource:
         """The full name of the one site `name`; UnknownSite where the store has none."""
         return self.store.site(name)
 
-    def width(self, site: str) -> int:
-        return self.store.d(site)
-
     def epoch(self, sites: Sequence[str], batch_size: int, *, seed: int, epoch: int, first: int) -> Iterator[Batch]:
-        order = np.random.default_rng([seed, epoch]).permutation(self.rows)
-        for start in range(first * batch_size, len(order) - batch_size + 1, batch_size):
-            yield self._read(sites, order[start : start + batch_size])
+        for tensors in self.store.shuffled_batches(
+            list(sites), batch_size, seed=seed, epoch=epoch, first=first, rows=self.rows
+        ):
+            yield self._checked(dict(zip(sites, tensors, strict=True)))
 
     def held_out_batches(self, sites: Sequence[str], batch_size: int) -> Iterator[Batch]:
         """The rows never trained on, in their order; the last batch may be smaller."""
         for start in range(0, len(self.held_out_rows), batch_size):
-            yield self._read(sites, self.held_out_rows[start : start + batch_size])
+            rows = self.held_out_rows[start : start + batch_size]
+            found = {site: np.asarray(self.store[site][rows]).reshape(len(rows), -1) for site in sites}
+            yield self._checked({site: torch.from_numpy(x) for site, x in found.items()})
 
-    def _read(self, sites: Sequence[str], rows: Int[np.ndarray, " row"]) -> Batch:
-        batch = {site: torch.from_numpy(self.store[site][rows].reshape(len(rows), -1)) for site in sites}
+    def _checked(self, batch: Batch) -> Batch:
         for site, x in batch.items():
-            _check_finite(site, x, lambda row: f"row {rows[row]} of {self.store.path}, {self._shard(rows[row])}")
+            if not _is_finite(x):
+                raise BadActivations(f"{site} is not finite at {self._place(site)} of {self.store.path}.")
         return batch
 
-    def _shard(self, row: int) -> str:
-        return next(shard.file for shard in reversed(self.store.shards) if shard.first_row <= row)
+    def _place(self, site: str) -> str:
+        """The first row of a site that is not finite, and the file it is in."""
+        for shard in self.store.shards:
+            x = np.asarray(self.store[site][shard.first_row : shard.first_row + shard.rows]).reshape(shard.rows, -1)
+            if len(bad := np.flatnonzero(~np.isfinite(x).all(axis=1))):
+                return f"row {shard.first_row + bad[0]} ({shard.file}, row {bad[0]})"
+        return "no row as it is now"
 
 
 class ModelSource:
@@ -131,9 +135,6 @@ class ModelSource:
             raise InputError(f'"{name}" is not one site with a row a token: name one, e.g. 2.resid_post.')
         return found[0]
 
-    def width(self, site: str) -> int:
-        return self._run([site], self.tokens[:1, :2], self.is_text[:1, :2] | True)[site].shape[1]
-
     def epoch(self, sites: Sequence[str], batch_size: int, *, seed: int, epoch: int, first: int) -> Iterator[Batch]:
         rng = np.random.default_rng([seed, epoch])
         order = self.train_windows[torch.from_numpy(rng.permutation(len(self.train_windows)))]
@@ -169,8 +170,8 @@ class ModelSource:
         with captured(self._model, list(sites)) as cache:
             self._model(tokens)
         batch = {site: cache[site].flatten(2)[keep.to(cache[site].device)].float() for site in sites}
-        for site, x in batch.items():
-            _check_finite(site, x, lambda row: f"{self._model.name} on {self.corpus.files[0]}, row {row} of a batch")
+        if bad := [site for site, x in batch.items() if not _is_finite(x)]:
+            raise BadActivations(f'{bad[0]} of "{self._model.name}" is not finite on {", ".join(self.corpus.files)}.')
         return batch
 
 
@@ -196,8 +197,5 @@ def batches(
     return itertools.chain.from_iterable(map(epoch, itertools.count(first_step // per_epoch)))
 
 
-def _check_finite(site: str, x: Tensor, where: Any) -> None:
-    if not torch.isfinite(x.sum()):
-        bad = (~torch.isfinite(x)).any(1).nonzero()
-        if len(bad):
-            raise BadActivations(f"{site} is not finite at {where(int(bad[0]))}: {float(x[bad[0]].sum())}.")
+def _is_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())  # a sum is quick, and may overflow

@@ -1,13 +1,16 @@
-"""What a training says while it runs: train_log.csv, the progress bar on a terminal, plain lines in a log."""
+"""What a training says: train_log.csv, the progress bar on a terminal, plain lines in a log, the table at the end."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import rich.progress
 from rich.console import Console
 from torch import Tensor
@@ -82,3 +85,18 @@ class Progress:
     def advance(self) -> None:
         self.step += 1
         self.bar.advance(self.task)
+
+
+def frontier(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """A row a finished dictionary: name, site, architecture, d_sae, k, seed, l0, fvu, dead; by site, architecture, L0.
+
+    L0 and FVU are of held-out rows where there are some, else of rows trained on. `interp.plots.frontier` draws it.
+    """
+    rows = []
+    for folder in map(Path, folders):
+        config = runs.read(folder)["config"]
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        seen = "held_out" if "held_out_fvu" in metrics else "train"
+        row = {"name": folder.name} | {key: config[key] for key in ("site", "architecture", "d_sae", "k", "seed")}
+        rows.append(row | {"l0": metrics[f"{seen}_l0"], "fvu": metrics[f"{seen}_fvu"], "dead": metrics["train_dead"]})
+    return pd.DataFrame(rows).sort_values(["site", "architecture", "d_sae", "l0"], ignore_index=True)

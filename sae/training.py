@@ -99,11 +99,11 @@ class _Run:
     trainer: Trainer | None = None
     log: Log | None = None
 
-    def rows(self, batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+    def rows(self, batch: Batch) -> tuple[Tensor, ...]:
         """(x,), or (x, y) of a transcoder: the activations of its sites side by side."""
         config = self.config
         sides = [config.sites, config.out_sites] if config.is_transcoder else [config.sites]
-        return tuple(torch.cat([batch[site].to(device) for site in side], dim=1) for side in sides)
+        return tuple(torch.cat([batch[site] for site in side], dim=1) for side in sides)
 
 
 def _prepare(
@@ -161,9 +161,9 @@ class _Grid:
         done = [run for run in self.runs if len(self.runs) > 1 and _is_done(run, described[run.name], overwrite)]
         todo = [run for run in self.runs if run not in done]
         if todo:
-            sample = self._sample(todo[0].config)
+            sample = self._sample(todo[0].config, where)
             for run in todo:
-                run.trainer = Trainer(run.config, *run.rows(sample, where))
+                run.trainer = Trainer(run.config, *run.rows(sample))
             with ExitStack() as stack:
                 for run in todo:
                     if run.out:
@@ -187,19 +187,18 @@ class _Grid:
     def sites(self) -> list[str]:
         return sorted({site for run in self.runs for site in run.config.sites + run.config.out_sites})
 
-    def _sample(self, config: TrainConfig) -> Batch:
+    def _sample(self, config: TrainConfig, device: torch.device) -> Batch:
         """The first rows of the first epoch."""
-        parts = self._batches(config, 0)
+        parts = self._batches(config, 0, device)
         try:
             wanted = list(itertools.islice(parts, math.ceil(min(_SAMPLE, self.source.n_rows) / config.batch_size)))
         except BadActivations as error:
             raise InputError(str(error)) from None
         return {site: torch.cat([part[site] for part in wanted]) for site in self.sites}
 
-    def _batches(self, config: TrainConfig, first_step: int) -> Iterator[Batch]:
-        return batches(
-            self.source, self.sites, config.batch_size, seed=config.shuffle_seed, first_step=first_step
-        )  # fmt: skip
+    def _batches(self, config: TrainConfig, first_step: int, device: torch.device) -> Iterator[Batch]:
+        found = batches(self.source, self.sites, config.batch_size, seed=config.shuffle_seed, first_step=first_step)
+        return ({site: x.to(device) for site, x in batch.items()} for batch in found)
 
     def _loop(
         self, todo: list[_Run], device: torch.device, progress: bool, log_every: int, checkpoint_every: int
@@ -212,12 +211,12 @@ class _Grid:
         config, start = todo[0].config, min(run.trainer.step for run in todo)
         with Progress(progress, config.n_steps, start, config.batch_size, len(todo)) as bar:
             steps = range(start, config.n_steps)
-            for step, batch in zip(steps, self._batches(config, start), strict=False):
+            for step, batch in zip(steps, self._batches(config, start, device), strict=False):
                 logged = (step + 1) % log_every == 0 or step + 1 == config.n_steps
                 for run in todo:
                     if run.trainer.step > step:
                         continue
-                    report = run.trainer.update(*run.rows(batch, device))
+                    report = run.trainer.update(*run.rows(batch))
                     if logged:
                         bar.note(run.log.add(run.trainer, report))
                     if run.out and (step + 1) % checkpoint_every == 0:
@@ -232,11 +231,11 @@ class _Grid:
         dct.model, dct.path, dct.context = dict(self.source.model), run.out, self.source.context
         if run.out:
             config = run.config
-            n_batches = min(self.source.n_rows // config.batch_size, max(1, _MEASURED // config.batch_size))
-            trained_on = itertools.islice(self._batches(config, 0), n_batches)
+            n_batches = max(1, min(self.source.n_rows, _MEASURED) // config.batch_size)
+            trained_on = itertools.islice(self._batches(config, 0, device), n_batches)
             held_out = self.source.held_out_batches(self.sites, config.batch_size)
-            metrics = _measure(dct, (run.rows(batch, device) for batch in trained_on), "train")
-            metrics |= _measure(dct, (run.rows(batch, device) for batch in held_out), "held_out")
+            metrics = _measure(dct, map(run.rows, trained_on), "train")
+            metrics |= _measure(dct, map(run.rows, held_out), "held_out")
             dead = run.trainer.silent > config.dead_tokens
             metrics |= {"train_dead": int(dead.sum()), "train_dead_after": config.dead_tokens}
             metrics |= {"train_tokens": run.trainer.step * config.batch_size}
@@ -251,6 +250,7 @@ def _measure(dct: Dictionary, rows: Iterator[tuple[Tensor, ...]], name: str) -> 
     """L0 and FVU over all `rows` together, in float64; {} where there are none."""
     n, fires, error, square, total = 0, 0, 0.0, 0.0, 0.0
     for x, *y in rows:
+        x, *y = (part.to(dct.b_dec.device) for part in (x, *y))
         active, wanted = dct.active(x), (y[0] if y else x).double()
         n, fires, total = n + len(x), fires + len(active.token), total + wanted.sum(0)
         error += float((dct.reconstruct(active, x).double() - wanted).square().sum())

@@ -1,4 +1,4 @@
-"""`interp sae`: train a dictionary on a store, evaluate it in its model, collect what its latents do."""
+"""`interp sae`: train a dictionary, evaluate it in its model, collect what its latents do, hand it to other tools."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import typer
 
 from interp import runs
 from interp.cli.options import WORKSPACE, Device, Dtype, Out, Overwrite, Workspace
+from interp.cli.train import train
 from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 
 if TYPE_CHECKING:
     from sae.dictionary import Dictionary
 
-app = typer.Typer(help="Sparse autoencoders: train, eval, features.", no_args_is_help=True)
+app = typer.Typer(help="Dictionaries: train, eval, features, export.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A dictionary: a name in <workspace>/saes, or a folder.")]
 Seed = Annotated[int, typer.Option(help="Taken for likeness with the other commands: nothing is drawn at random here.")]
@@ -37,42 +38,7 @@ def _load(workspace: Path, name: str) -> Dictionary:
     return sae.load(find(workspace, "saes", name))
 
 
-@app.command()
-def train(
-    store: Annotated[str, typer.Option(help="A store: a name in <workspace>/stores, or a folder.")],
-    site: Annotated[str, typer.Option(help="The hook point, e.g. 2.resid_post.")],
-    architecture: Annotated[str, typer.Option(help="topk.")] = "topk",
-    d_sae: Annotated[int, typer.Option(help="Number of latents.")] = 4096,
-    k: Annotated[int, typer.Option(help="Latents active at a token.")] = 32,
-    n_tokens: Annotated[int | None, typer.Option(help="Rows to train on; 4 epochs of the store if not given.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 1024,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-3 / sqrt(d_sae / 2^14) if not given.")] = None,
-    out: Out = None,
-    workspace: Workspace = WORKSPACE,
-    overwrite: Overwrite = False,
-    seed: Annotated[int, typer.Option(help="Of the first weights and of the order of the rows.")] = 0,
-    device: Device = None,
-    dtype: Annotated[str, typer.Option(help="float32, in which dictionaries are trained.")] = "float32",
-) -> None:
-    """Train a TopK dictionary on one site of a store. Killed at any moment, the same command continues.
-
-    Example: interp sae train --store demo --site 2.resid_post --d-sae 2048 --k 32 --out demo
-    """
-    _only_float32(dtype)
-    target = runs.place(workspace, "saes", out, "sae")
-    source = find(workspace, "stores", store)
-    import sae
-
-    dct = sae.train(
-        source, site=site, architecture=architecture, d_sae=d_sae, k=k, out=target, n_tokens=n_tokens,
-        batch_size=batch_size, lr=lr, seed=seed, device=device, overwrite=overwrite,
-    )  # fmt: skip
-    from sae.evaluation import read_metrics
-
-    numbers = read_metrics(target / "metrics.json")
-    print(f"{dct.d_sae} latents on {dct.site}: L0 {numbers['train_l0']:.1f}, FVU {numbers['train_fvu']:.4f}, "
-          f"{numbers['train_dead']} dead, on the rows trained on")  # fmt: skip
-    print(f"{target}\nNext: interp sae eval {target.name} --workspace {workspace}")
+app.command()(train)
 
 
 @app.command("eval")
@@ -80,6 +46,9 @@ def evaluate(
     name: Name,
     text: Annotated[
         list[str] | None, typer.Option(help='A .txt file, a glob, or "bundled"; may be given again.')
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help='A .jsonl of {"text": ..., "label": ...}: sparse probing too.')
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the model is now; by default where it was.")] = None,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the text to use.")] = 20_000,
@@ -89,7 +58,7 @@ def evaluate(
     overwrite: Overwrite = False,
     device: Device = None,
     dtype: Dtype = "float32",
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of the labelled texts that probes are tested on.")] = 0,
 ) -> None:
     """Measure a dictionary in its model: L0, FVU, CE loss recovered against zero and mean, KL, dead latents.
 
@@ -99,17 +68,27 @@ def evaluate(
     import sae
     from interp.decoder.loading import load_model
     from sae.evaluation import read_metrics
+    from sae.probing import read_labelled, summary
 
     metrics = dct.path / "metrics.json"
     if "ce_sae" in read_metrics(metrics) and not overwrite:
         raise AlreadyExists(f"{metrics} holds an evaluation: pass --overwrite to make it again.")
+    pairs = None if labelled is None else read_labelled(labelled)
     loaded = load_model(_model_name(dct, model), device=device, dtype=dtype, revision=dct.model.get("revision"))
+    # probing first: it says no to its input before anything is written
+    probes = None if pairs is None else sae.probe(dct, loaded, pairs, context=context, seed=seed)
     report = sae.evaluate(
-        dct, loaded, text or "bundled", context=context, n_tokens=n_tokens, batch_size=batch_size
+        dct, loaded, text or "bundled", context=context, n_tokens=n_tokens, batch_size=batch_size,
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     report.save(metrics)
     for metric, value in report.table().itertuples(index=False):
         print(f"{metric:18} {value:.4f}" if value % 1 else f"{metric:18} {int(value)}")
+    if probes is not None:
+        runs.write_json(metrics, read_metrics(metrics) | summary(probes))
+        for row in probes.itertuples():
+            which = f"latents {row.latents}" if row.k else "activations"
+            print(f"probe {row.label:12} {row.accuracy:.4f} by {which}")
     print(metrics)
 
 
@@ -160,13 +139,49 @@ def features(
     print(dct.path / "features")
 
 
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A name in <workspace>/saes, or a folder of any library that we read.")],
+    to: Annotated[Path | None, typer.Option(help="Write a bare SAELens folder there, for other tools.")] = None,
+    out: Out = None,
+    workspace: Workspace = WORKSPACE,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights written; as they are if not given.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a dictionary as a SAELens folder: --to for other tools, --out NAME to take another library's into the
+    workspace (SAELens, dictionary_learning and sparsify folders are read).
+
+    Example: interp sae export demo --to upload/demo
+    """
+    if (to is None) == (out is None):
+        raise InputError("say where to: --to FOLDER for other tools, or --out NAME for the workspace.")
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise InputError(f'weights are written in float32, float16 or bfloat16; --dtype "{dtype}" was given.')
+    dct = _load(workspace, name)
+    import torch
+
+    from sae.files import CONFIG, WEIGHTS, save
+
+    kind = None if dtype is None else getattr(torch, dtype)
+    if to is not None:
+        if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not overwrite:
+            raise AlreadyExists(f"{to} is there and not empty: choose another --to, or pass --overwrite.")
+        save(dct, to, dtype=kind)
+    else:
+        to = runs.place(workspace, "saes", out, "sae")
+        about = {"source": str(dct.path), "architecture": dct.architecture, "site": dct.sites[0], "d_sae": dct.d_sae,
+                 "k": dct.k, "dtype": dtype}  # fmt: skip
+        with runs.recording(
+            to, kind="sae", config=about, model=dct.model, seed=seed, device="cpu", overwrite=overwrite
+        ):
+            save(dct, to, dtype=kind)
+    print(f"{dct}\n{to / CONFIG}\n{to / WEIGHTS}")
+
+
 def _model_name(dct: Dictionary, given: str | None) -> str:
     name = given or dct.model.get("name")
     if name is None:
         raise MissingFile(f"{dct.path} does not name its model: pass --model.")
     return name
-
-
-def _only_float32(dtype: str) -> None:
-    if dtype != "float32":
-        raise InputError(f'dictionaries are trained in float32; --dtype "{dtype}" was given.')
