@@ -1,31 +1,37 @@
 """How good a dictionary is: how well it reconstructs, how sparsely, and what the model loses when it is spliced in.
 
-The activation of BOS is an outlier that carries no text. It is left alone in every condition (clean, dictionary, zero,
-mean), counts in no number here, and neither its own next-token loss nor the loss of a BOS that follows is scored.
+Special tokens (BOS, padding) carry no text, and the activation of BOS is an outlier. They are left alone in every
+condition (clean, dictionary, zero, mean), count in no number here, and neither their own next-token loss nor the loss
+of one that follows is scored. Of a transcoder y, what it predicts, stands everywhere in place of x.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from rich.progress import Progress
 from torch import Tensor
 
 from interp import runs
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured, edited
 from interp.decoder.loading import Model
-from interp.decoder.sites import full
 from interp.errors import InputError, MissingFile, WrongModel
 from sae.dictionary import Dictionary
+from sae.rows import text_mask
 from sae.splicing import check_model, spliced
+from sae.weights import encoder_cosine
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class Report:
 
     l0: float
     """Mean number of non-zero latents at a token."""
+    density: float
+    """Median over latents of the share of tokens at which one fires; each latent's own is in `sae.features`."""
+    encoder_cosine: float
+    """Mean cosine of the encoder column and decoder row of a latent; NaN in a transcoder."""
     mse: float
     """Mean over tokens of the squared error summed over d_in."""
     fvu: float
@@ -109,12 +119,13 @@ class Fit:
         self.fires = torch.zeros(dct.d_sae, dtype=torch.long, device=device)
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "token d_in"]) -> None:
+    def add(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"] | None = None) -> None:
+        """Count some tokens. `y` is what a transcoder is to predict."""
         active = self.dct.active(x)
-        x, x_hat = x.double(), self.dct.reconstruct(active, x).double()
-        norm, norm_hat, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
+        y_hat, y = self.dct.reconstruct(active, x).double(), (x if y is None else y).double()
+        norm, norm_hat, dot = y.norm(dim=1), y_hat.norm(dim=1), (y * y_hat).sum(1)
         parts = {
-            "error": (x - x_hat).square(), "x": x, "square": norm.square(), "square_hat": norm_hat.square(), "dot": dot,
+            "error": (y - y_hat).square(), "y": y, "square": norm.square(), "square_hat": norm_hat.square(), "dot": dot,
             "cosine": dot / (norm * norm_hat).clamp_min(1e-300), "ratio": norm_hat / norm.clamp_min(1e-300),
         }  # fmt: skip
         for name, value in parts.items():
@@ -126,9 +137,9 @@ class Fit:
         return float(self.sums[name].sum()) / self.n
 
     @property
-    def mean(self) -> Float[Tensor, " d_in"]:
-        """E x, float64."""
-        return self.sums["x"] / self.n
+    def mean(self) -> Float[Tensor, " d_out"]:
+        """E y, float64."""
+        return self.sums["y"] / self.n
 
     @property
     def l0(self) -> float:
@@ -140,9 +151,10 @@ class Fit:
 
     def numbers(self) -> dict[str, Any]:
         """The part of a Report that needs no model."""
-        density = self.fires / self.n
+        density = self.fires.double() / self.n
         return {
-            "l0": self.l0, "mse": self._mean("error"), "fvu": self.fvu, "cosine": self._mean("cosine"),
+            "l0": self.l0, "density": float(density.median()), "mse": self._mean("error"), "fvu": self.fvu,
+            "encoder_cosine": float(encoder_cosine(self.dct).mean()), "cosine": self._mean("cosine"),
             "l2_ratio": self._mean("ratio"), "relative_bias": _ratio(self._mean("square_hat"), self._mean("dot")),
             "dead": int((self.fires == 0).sum()), "dense_1pct": float((density > 0.01).double().mean()),
             "dense_10pct": float((density > 0.1).double().mean()), "d_sae": self.dct.d_sae, "n_tokens": self.n,
@@ -153,11 +165,63 @@ def _ratio(above: float, below: float) -> float:
     return above / below if below != 0 else math.nan
 
 
-def _log_probs(
-    logits: Float[Tensor, "window pos d_vocab"], scored: Bool[Tensor, "window next"]
-) -> Float[Tensor, "token d_vocab"]:
-    """What is predicted at the positions `scored`, in nats."""
-    return logits[:, :-1][scored].float().log_softmax(-1)
+def _side_by_side(cache: dict[str, Tensor], sites: Sequence[str], dct: Dictionary) -> Float[Tensor, "window pos d"]:
+    return torch.cat([cache[site].flatten(2) for site in sites], dim=-1).to(dct.W_enc.dtype)
+
+
+def _constant(
+    model: Model, dct: Dictionary, value: Float[Tensor, " d_out"], mask: Bool[Tensor, "window pos"]
+) -> AbstractContextManager[None]:
+    """`value` at every output site of `dct`, where `mask` is True."""
+
+    def replace(part: Tensor, y: Tensor) -> Tensor:
+        where = mask.reshape(*mask.shape, *[1] * (y.ndim - 2))
+        return torch.where(where, part.to(y.dtype).reshape(y.shape[2:]), y)
+
+    parts = value.chunk(len(dct.out_sites))
+    return edited(model, {site: partial(replace, part) for site, part in zip(dct.out_sites, parts, strict=True)})
+
+
+class Damage:
+    """Next-token loss and KL, in nats, summed in float64 over scored tokens, for each way of changing the model."""
+
+    def __init__(self) -> None:
+        self.ce: dict[str, float] = {}
+        self.kl: dict[str, float] = {}
+        self.n = 0
+
+    def add(
+        self,
+        model: Model,
+        tokens: Int[Tensor, "window pos"],
+        scored: Bool[Tensor, "window next"],
+        clean: Float[Tensor, "window pos d_vocab"],
+        changes: Mapping[str, AbstractContextManager[None]],
+    ) -> None:
+        """Count one batch: the clean logits, and those under each of `changes`. `scored`: whether the token after each
+        position counts."""
+        answers = tokens[:, 1:][scored]
+        log_p = clean[:, :-1][scored].float().log_softmax(-1)
+        self._count(self.ce, "clean", F.nll_loss(log_p, answers, reduction="none"))
+        for name, change in changes.items():
+            with change:
+                log_q = model(tokens)[:, :-1][scored].float().log_softmax(-1)
+            self._count(self.ce, name, F.nll_loss(log_q, answers, reduction="none"))
+            self._count(self.kl, name, F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
+        self.n += len(answers)
+
+    @staticmethod
+    def _count(sums: dict[str, float], name: str, values: Float[Tensor, " token"]) -> None:
+        sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+
+    def numbers(self) -> dict[str, Any]:
+        """The part of a Report that needs the model."""
+        ce, kl = ({name: value / self.n for name, value in sums.items()} for sums in (self.ce, self.kl))
+        return {
+            **{f"ce_{name}": value for name, value in ce.items()}, "kl": kl["sae"],
+            **{f"ce_recovered_{to}": _ratio(ce[to] - ce["sae"], ce[to] - ce["clean"]) for to in ("zero", "mean")},
+            **{f"kl_recovered_{to}": 1 - _ratio(kl["sae"], kl[to]) for to in ("zero", "mean")},
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -169,56 +233,43 @@ def evaluate(
     context: int = 128,
     n_tokens: int | None = 20_000,
     batch_size: int = 8,
+    progress: bool = False,
 ) -> Report:
     """Measure `dct` in `model` on `text` (a path, a glob, a list, or "bundled"), in windows of `context` tokens.
 
-    Two passes over the text: the first finds the mean activation. WrongModel where the dictionary was trained on
-    another model, UnknownSite where the model has no such site.
+    Two passes over the text: the first finds the mean activation. A crosscoder is spliced into all its sites at once,
+    its reconstruction that of a clean pass. WrongModel where the dictionary was trained on another model, UnknownSite
+    where the model has no such site.
     """
     check_model(dct, model)
     dct = dct.to(model.device)
     tokens = windows(model, read_text(text), context=min(context, model.n_ctx), n_tokens=n_tokens).to(model.device)
-    is_text = torch.ones_like(tokens, dtype=torch.bool) if model.bos is None else tokens != model.bos
+    is_text = text_mask(model, tokens)
     if not (is_text[:, :-1] & is_text[:, 1:]).any():
         raise InputError("the text has no two tokens in a row to score: give more of it, or a longer context.")
-    site, fit = full(dct.site), Fit(dct)
+    sites = list(dict.fromkeys(dct.sites + dct.out_sites))
     batches = list(zip(tokens.split(batch_size), is_text.split(batch_size), strict=True))
-    for batch, mask in batches:
-        with captured(model, [site]) as cache:
-            model(batch)
-        x = cache[site].flatten(2)
-        if x.shape[-1] != dct.d_in:
-            raise WrongModel(f'{site} of "{model.name}" has width {x.shape[-1]}; the dictionary reads {dct.d_in}.')
-        fit.add(x[mask].to(dct.W_enc.dtype))
-
-    def constant(value: Tensor, mask: Tensor):
-        def replace(x: Tensor) -> Tensor:
-            wide = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
-            return torch.where(wide, value.to(x.dtype).reshape(x.shape[2:]), x)
-
-        return edited(model, {site: replace})
-
-    ce = dict.fromkeys(("clean", "sae", "zero", "mean"), 0.0)
-    kl, n_scored = dict(ce), 0
-    for batch, mask in batches:
-        scored = mask[:, :-1] & mask[:, 1:]
-        n_scored += int(scored.sum())
-        answers = batch[:, 1:][scored]
-        clean = _log_probs(model(batch), scored)
-        ce["clean"] += float(F.nll_loss(clean, answers, reduction="none").double().sum())
-        changed = {
-            "sae": spliced(model, dct, mask=mask),
-            "zero": constant(torch.zeros_like(fit.mean), mask),
-            "mean": constant(fit.mean, mask),
-        }
-        for name, change in changed.items():
-            with change:
-                changed_to = _log_probs(model(batch), scored)
-            ce[name] += float(F.nll_loss(changed_to, answers, reduction="none").double().sum())
-            kl[name] += float(F.kl_div(changed_to, clean, log_target=True, reduction="none").sum(-1).double().sum())
-    ce, kl = ({name: value / n_scored for name, value in sums.items()} for sums in (ce, kl))
-    return Report(
-        **fit.numbers(), **{f"ce_{name}": value for name, value in ce.items()}, kl=kl["sae"],
-        **{f"ce_recovered_{to}": _ratio(ce[to] - ce["sae"], ce[to] - ce["clean"]) for to in ("zero", "mean")},
-        **{f"kl_recovered_{to}": 1 - _ratio(kl["sae"], kl[to]) for to in ("zero", "mean")},
-    )  # fmt: skip
+    fit, damage = Fit(dct), Damage()
+    with Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("evaluating", total=5 * len(batches))
+        for batch, mask in batches:
+            with captured(model, sites) as cache:
+                model(batch)
+            x, y = (_side_by_side(cache, which, dct)[mask] for which in (dct.sites, dct.out_sites))
+            if (x.shape[1], y.shape[1]) != (dct.d_in, dct.d_out):
+                widths = f"{x.shape[1]} and {y.shape[1]}; the dictionary reads {dct.d_in} and writes {dct.d_out}"
+                raise WrongModel(f'{", ".join(sites)} of "{model.name}" have width {widths}.')
+            fit.add(x, y)
+            bar.advance(task)
+        for batch, mask in batches:
+            with captured(model, sites) as cache:
+                clean = model(batch)
+            given = cache if len(dct.out_sites) > 1 else None
+            changes = {
+                "sae": spliced(model, dct, mask=mask, given=given),
+                "zero": _constant(model, dct, torch.zeros_like(fit.mean), mask),
+                "mean": _constant(model, dct, fit.mean, mask),
+            }
+            damage.add(model, batch, mask[:, :-1] & mask[:, 1:], clean, changes)
+            bar.advance(task, 4)
+    return Report(**fit.numbers(), **damage.numbers())

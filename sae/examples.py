@@ -176,7 +176,7 @@ def _datasets(group: h5py.Group, width: int) -> h5py.Group:
     for name, kind in _COLUMNS.items():
         wide = (width,) if name in ("tokens", "values") else ()
         group.create_dataset(
-            name, (0, *wide), kind, maxshape=(None, *wide), chunks=(128 if wide else 8192, *wide),
+            name, (0, *wide), kind, maxshape=(None, *wide), chunks=(128 if wide else 1024, *wide),
             compression="gzip" if wide else None, compression_opts=1 if wide else None, shuffle=bool(wide),
         )  # fmt: skip
     return group

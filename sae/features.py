@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import AlreadyExists, InputError, MissingFile, UnknownName, WrongModel, nearest
-from interp.store.reading import Store
+from interp.store.reading import Store, open_finished
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -194,7 +194,7 @@ def _source(
     if (store is None) == (text is None):
         raise InputError("give a store or a text: one of the two.")
     if store is not None:
-        store = store if isinstance(store, Store) else Store(store)
+        store = store if isinstance(store, Store) else open_finished(store)
         return rows.of_store(store, dct.sites, n_rows=n_rows), _model_of(dct, store, model)
     if model is None:
         raise InputError("a text is read by a model: pass the model too.")

@@ -93,7 +93,7 @@ class Firings:
 
     def together(self, block: Block, *, n_pairs: int = 2**22) -> Int[np.ndarray, "latent d_sae"]:
         """At how many rows each latent of `block` fires together with each latent; with itself, how often it fires."""
-        counts = np.zeros(block.size * self.d_sae, np.int64)
+        counts = np.zeros((block.size, self.d_sae), np.int64)
         lengths = self.start[block.row + 1] - self.start[block.row]
         ends = np.cumsum(lengths)
         first = 0
@@ -103,7 +103,8 @@ class Firings:
             length = lengths[first:stop]
             shift = np.repeat(self.start[block.row[first:stop]] - (ends[first:stop] - length), length)
             others = self.latent[np.arange(before, ends[stop - 1]) + shift]
-            pairs = np.repeat(block.latent[first:stop] * self.d_sae, length) + others
-            counts += np.bincount(pairs, minlength=len(counts))
+            low, high = block.latent[first], block.latent[stop - 1] + 1  # sorted by latent: a few rows of `counts`
+            pairs = np.repeat((block.latent[first:stop] - low) * self.d_sae, length) + others
+            counts[low:high] += np.bincount(pairs, minlength=(high - low) * self.d_sae).reshape(-1, self.d_sae)
             first = stop
-        return counts.reshape(block.size, self.d_sae)
+        return counts

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
+from interp.data.text import read_text, windows
+from interp.decoder.hooks import captured
+from interp.decoder.loading import Model
+from interp.decoder.sites import full
 from interp.errors import InputError
 from interp.store.reading import Store
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from interp.decoder.loading import Model
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ class Rows:
 
 def of_store(store: Store, sites: Sequence[str], *, n_rows: int | None = None) -> Rows:
     """The first `n_rows` rows of a store. UnknownSite where it lacks one of `sites`."""
-    import torch
-
     names = {site: store.site(site) for site in sites}
     n = store.n_rows if n_rows is None else min(n_rows, store.n_rows)
     content = np.zeros(store.n_rows, bool)
@@ -68,12 +67,6 @@ def of_text(
     n_rows: int | None = None,
 ) -> Rows:  # fmt: skip
     """The rows of `text` in `model`, windows of `context` tokens; every read is a forward pass."""
-    import torch
-
-    from interp.data.text import read_text, windows
-    from interp.decoder.hooks import captured
-    from interp.decoder.sites import full
-
     context = min(context, model.n_ctx)
     tokens = windows(model, read_text(text), context=context, n_tokens=n_rows)
     n_windows = len(tokens)
@@ -85,12 +78,16 @@ def of_text(
 
     return Rows(
         str(text), tokens.flatten().numpy(), np.repeat(np.arange(n_windows), context),
-        np.tile(np.arange(context), n_windows), (tokens != model.bos).flatten().numpy(), context, read,
+        np.tile(np.arange(context), n_windows), text_mask(model, tokens).flatten().numpy(), context, read,
     )  # fmt: skip
+
+
+def text_mask(model: Model, tokens: Int[Tensor, "window pos"]) -> Bool[Tensor, "window pos"]:
+    """False at special tokens: BOS, padding and the like."""
+    special = {model.bos, *(getattr(model.tokenizer, "all_special_ids", None) or [])} - {None}
+    return ~torch.isin(tokens, torch.tensor(sorted(special), dtype=tokens.dtype, device=tokens.device))
 
 
 def joined(activations: dict[str, Tensor], sites: Sequence[str]) -> Tensor:
     """What a dictionary reads at each row: the activations of `sites` side by side, heads flattened: [row, d_in]."""
-    import torch
-
     return torch.cat([activations[site].flatten(1) for site in sites], dim=1)

@@ -55,6 +55,45 @@ def test_the_three_commands_from_store_to_features(run, workspace, tiny_text):
         assert status == 2 and "--overwrite" in error
 
 
+def test_features_of_a_text_without_a_store(run, workspace, tiny_text):
+    here = ("--workspace", workspace, "--overwrite")
+    status, said, error = run("features", "demo", "--text", tiny_text, "--n-rows", 500, "--n-examples", 2, *here)
+    assert status == 0 and "latents fire" in said and "raises" in said, error
+
+
+def test_labelled_text_adds_probes_to_the_evaluation(run, workspace, tiny_text, tmp_path):
+    lines = [{"text": f"{word} a bag {i}", "label": label}
+             for word, label in (("Mary", "name"), ("garden", "thing")) for i in range(8)]  # fmt: skip
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    status, said, error = run(
+        "eval", "demo", "--text", tiny_text, "--context", 32, "--n-tokens", 500, "--labelled", path, "--overwrite",
+        "--workspace", workspace,
+    )  # fmt: skip
+    assert status == 0 and "probe name" in said and "by activations" in said, error
+    metrics = json.loads((workspace / "saes" / "demo" / "metrics.json").read_text())
+    assert {"probe_k1", "probe_k5", "probe_activations", "ce_sae"} <= metrics.keys()
+
+
+def test_export_writes_a_bare_folder_for_others_and_takes_theirs_in(run, workspace, tmp_path):
+    import torch
+
+    import sae
+    from interp import runs
+
+    here, bare = ("--workspace", workspace), tmp_path / "up" / "demo"
+    status, said, error = run("export", "demo", "--to", bare, "--dtype", "bfloat16", *here)
+    assert status == 0 and str(bare) in said, error
+    assert {path.name for path in bare.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+    status, said, error = run("export", "demo", "--to", bare, *here)
+    assert status == 2 and "--overwrite" in error
+    status, said, error = run("export", bare, "--out", "back", *here)
+    assert status == 0 and runs.read(workspace / "saes" / "back")["status"] == "done", error
+    demo, back = (sae.load(workspace / "saes" / name) for name in ("demo", "back"))
+    assert back.W_dec.dtype == torch.bfloat16 and torch.equal(back.W_dec, demo.W_dec.bfloat16())
+    assert back.sites == demo.sites and back.model["fingerprint"] == demo.model["fingerprint"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -64,7 +103,14 @@ def test_the_three_commands_from_store_to_features(run, workspace, tiny_text):
         (("train", "--store", "demo", "--site", "1.resid_post", "--out", "x", "--dtype", "float16"), "float32"),
         (("train", "--store", "demo", "--site", "1.resid_post", "--out", "demo"), "--overwrite"),
         (("eval", "dmo"), 'no "dmo".*Nearest: demo'),
+        (("eval", "demo", "--labelled", "none.jsonl"), "no labelled text at none.jsonl"),
         (("features", "demo", "--store", "none"), 'no "none"'),
+        (("features", "demo"), "--store or --text"),
+        (("features", "demo", "--store", "demo", "--text", "bundled"), "--store or --text"),
+        (("export", "demo"), "--to FOLDER"),
+        (("export", "demo", "--out", "x", "--dtype", "float8"), "float32, float16 or bfloat16"),
+        (("export", "dmo", "--out", "x"), 'no "dmo".*Nearest: demo'),
+        (("export", "demo", "--out", "demo"), "--overwrite"),
     ],
 )
 def test_bad_input_to_a_command_is_one_line_and_writes_nothing(arguments, message, run, workspace):
@@ -76,6 +122,6 @@ def test_bad_input_to_a_command_is_one_line_and_writes_nothing(arguments, messag
     assert sorted(workspace.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "features"])
+@pytest.mark.parametrize("command", ["train", "eval", "features", "export"])
 def test_help_shows_an_example(command, run):
     assert f"Example: interp sae {command}" in " ".join(run(command, "--help")[1].split())

@@ -1,4 +1,4 @@
-"""Metrics against slow definitions, splicing against identities, dictionaries of another model refused."""
+"""Metrics against slow definitions on the Hugging Face model, for each kind of dictionary; wrong models refused."""
 
 from __future__ import annotations
 
@@ -90,6 +90,9 @@ def test_fit_numbers_equal_their_definitions_over_all_tokens(report, dct, tiny_m
     density = (latents > 0).double().mean(0)
     assert report.l0 == pytest.approx(float((latents > 0).sum(1).double().mean()), abs=0.01)
     assert report.dead == int((density == 0).sum()) and report.n_tokens == len(x)
+    assert report.density == pytest.approx(float(density.sort().values[(len(density) - 1) // 2]), abs=1e-3)
+    cosine = F.cosine_similarity(dct.W_enc.T, dct.W_dec, dim=1).mean()
+    assert report.encoder_cosine == pytest.approx(float(cosine), abs=1e-5)
     assert report.dense_10pct == pytest.approx(float((density > 0.1).double().mean()), abs=0.02)
 
 
@@ -107,57 +110,6 @@ def test_fvu_of_the_mean_is_one_and_of_a_perfect_dictionary_zero():
         for batch in x.split(7):
             fit.add(batch)
         assert fit.fvu == pytest.approx(wanted, abs=1e-5)
-
-
-def test_splicing_with_the_error_kept_changes_nothing(dct, tiny_model, tokens):
-    import sae
-
-    with torch.no_grad():
-        clean = tiny_model(tokens[:2])
-        with sae.spliced(tiny_model, dct, keep_error=True):
-            kept = tiny_model(tokens[:2])
-        with sae.spliced(tiny_model, dct):
-            replaced = tiny_model(tokens[:2])
-        after = tiny_model(tokens[:2])
-    torch.testing.assert_close(kept, clean, rtol=1e-4, atol=1e-4)  # x - y + y in float32
-    assert (replaced - clean).abs().max() > 1e-2
-    assert torch.equal(after, clean)
-
-
-def test_an_edited_latent_moves_the_logits_by_its_decoder_row(dct, tiny_model, tokens):
-    """Zeroing one latent with the error kept is subtracting its value times its decoder row."""
-    import sae
-    from interp.decoder.hooks import captured, edited
-
-    with torch.no_grad():
-        with captured(tiny_model, [dct.site]) as cache:
-            tiny_model(tokens[:2])
-        values = dct.encode(cache[dct.site])
-        latent = int(values.sum((0, 1)).argmax())
-
-        def without(latents):
-            return latents.index_fill(-1, torch.tensor([latent]), 0.0)
-
-        with sae.spliced(tiny_model, dct, edit=without, keep_error=True):
-            ours = tiny_model(tokens[:2])
-        with edited(tiny_model, {dct.site: lambda x: x - values[..., latent, None] * dct.W_dec[latent]}):
-            by_hand = tiny_model(tokens[:2])
-    torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-4)
-
-
-def test_masked_positions_are_left_alone(dct, tiny_model, tokens):
-    import sae
-    from interp.decoder.hooks import captured
-
-    mask = torch.zeros(2, 32, dtype=torch.bool)
-    mask[:, 5:] = True
-    with torch.no_grad():
-        with captured(tiny_model, [dct.site]) as before:
-            tiny_model(tokens[:2])
-        with sae.spliced(tiny_model, dct, mask=mask), captured(tiny_model, [dct.site]) as after:
-            tiny_model(tokens[:2])
-    assert torch.equal(before[dct.site][:, :5], after[dct.site][:, :5])
-    torch.testing.assert_close(after[dct.site][:, 5:], dct(before[dct.site])[:, 5:], rtol=1e-5, atol=1e-5)
 
 
 def test_a_dictionary_on_heads_is_evaluated_over_heads_side_by_side(tiny_model, tiny_text, tmp_path):
@@ -203,11 +155,99 @@ def test_another_models_dictionary_is_refused(dct, tiny_model, tiny_text):
         sae.evaluate(other, tiny_model, str(tiny_text), context=32)
     with pytest.raises(WrongModel), sae.spliced(tiny_model, other):
         pass
-    other.model, other.site = {}, "blocks.7.hook_resid_post"
+    other.model, other.sites = {}, ("blocks.7.hook_resid_post",)
     with pytest.raises(UnknownSite, match="Nearest"):
         sae.evaluate(other, tiny_model, str(tiny_text), context=32)
-    other.site = "blocks.1.mlp.hook_post"
+    other.sites = other.out_sites = ("blocks.1.mlp.hook_post",)
     with pytest.raises(WrongModel, match="width 128"):
         sae.evaluate(other, tiny_model, str(tiny_text), context=32)
     with pytest.raises(InputError, match="no two tokens"):
         sae.evaluate(dct, tiny_model, str(tiny_text), context=2)
+
+
+def hf_losses(model, tokens, hooks):
+    """Mean next-token loss and logits of the plain Hugging Face model with `hooks` (module -> forward hook)."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(model.name, attn_implementation="eager").eval()
+    for name, hook in hooks.items():
+        hf.get_submodule(name).register_forward_hook(hook)
+    with torch.no_grad():
+        logits = hf(tokens).logits.double()
+    scored = (tokens[:, :-1] != model.bos) & (tokens[:, 1:] != model.bos)
+    return float(F.cross_entropy(logits[:, :-1][scored], tokens[:, 1:][scored]))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_replaces_what_it_predicts(skip, make_dictionary, tiny_model, tiny_text, tokens):
+    """From the residual stream before the last block's MLP to the MLP's output."""
+    import sae
+
+    reads, writes = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
+    dct = make_dictionary(site=reads, out_site=writes, skip=skip)
+    report = sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=1000)
+    words = (tokens != tiny_model.bos).unsqueeze(-1)
+    kept = {}
+
+    def read(module, args, output):
+        kept["x"] = args[0]
+
+    def write(change):
+        def hook(module, args, output):
+            kept["y"] = output
+            return torch.where(words, change(output), output)
+
+        return hook
+
+    def loss(change):
+        return hf_losses(tiny_model, tokens, {"transformer.h.1.ln_2": read, "transformer.h.1.mlp": write(change)})
+
+    assert report.ce_clean == pytest.approx(loss(lambda y: y), abs=1e-5)
+    x, y = (kept[name][words.squeeze(-1)] for name in "xy")
+    assert report.ce_sae == pytest.approx(loss(lambda y: dct(kept["x"])), abs=1e-5)
+    assert report.ce_zero == pytest.approx(loss(torch.zeros_like), abs=1e-5)
+    assert report.ce_mean == pytest.approx(loss(lambda z: y.mean(0).expand_as(z)), abs=1e-5)
+    error = (y - dct(x)).double()
+    assert report.mse == pytest.approx(float(error.square().sum(1).mean()), rel=1e-4)
+    fvu = error.square().sum() / (y - y.mean(0)).double().square().sum()
+    assert report.fvu == pytest.approx(float(fvu), rel=1e-4) and math.isnan(report.encoder_cosine)
+
+
+def test_a_crosscoder_replaces_all_its_sites_by_what_it_makes_of_a_clean_pass(
+    make_dictionary, tiny_model, tiny_text, tokens
+):
+    import sae
+
+    sites = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    dct = make_dictionary(d_in=64, site=sites)
+    report = sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=1000)
+    words, kept = (tokens != tiny_model.bos).unsqueeze(-1), {}
+
+    def hook(layer, change):
+        def replace(module, args, output):
+            x = output[0] if isinstance(output, tuple) else output
+            kept[layer] = x if change is None else kept[layer]
+            new = x if change is None else torch.where(words, change(layer).expand_as(x), x)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return replace
+
+    def loss(change):
+        return hf_losses(tiny_model, tokens, {f"transformer.h.{i}": hook(i, change) for i in (0, 1)})
+
+    assert report.ce_clean == pytest.approx(loss(None), abs=1e-5)
+    clean = torch.cat([kept[0], kept[1]], dim=-1)
+    words_only = clean[words.squeeze(-1)]
+    for name, values in (("sae", dct(clean)), ("zero", clean * 0), ("mean", words_only.mean(0).expand_as(clean))):
+        changed = loss(lambda layer, v=values: v[..., 32 * layer : 32 * layer + 32])
+        assert getattr(report, f"ce_{name}") == pytest.approx(changed, abs=1e-5), name
+    error = (words_only - dct(words_only)).double()
+    fvu = error.square().sum() / (words_only - words_only.mean(0)).double().square().sum()
+    assert report.fvu == pytest.approx(float(fvu), rel=1e-4)
+
+
+def test_every_special_token_is_masked(tiny_model):
+    from sae.rows import text_mask
+
+    ids = torch.tensor([[tiny_model.bos, 5, 6, tiny_model.bos]])
+    assert text_mask(tiny_model, ids).tolist() == [[False, True, True, False]]

@@ -214,7 +214,8 @@ def test_text_through_the_model_gives_what_its_store_gives(dct, tiny_store, tiny
 def test_features_come_back_without_torch(features):
     code = (
         "import sys; from sae.features import Features; found = Features.load(sys.argv[1]); "
-        "n = int(found.latents.n_fires.argmax()); print(len(found.latents), len(found.of(n)), len(found.logits(n)), 'torch' in sys.modules)"
+        "n = int(found.latents.n_fires.argmax()); "
+        "print(len(found.latents), len(found.of(n)), len(found.logits(n)), 'torch' in sys.modules)"
     )
     arguments = [sys.executable, "-c", code, str(features.folder)]
     shown = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
