@@ -51,14 +51,14 @@ def test_train_writes_a_finished_folder(straight, tiny_store):
 @pytest.mark.parametrize("stop", [25, 30, 59])
 def test_interrupted_training_continues_to_the_same_bits(stop, straight, tiny_store, tmp_path, monkeypatch):
     import sae
-    from sae.training import Trainer
+    from sae.trainer import Trainer
 
     update = Trainer.update
 
-    def stopping(self, x):
+    def stopping(self, *x):
         if self.step == stop:
             raise KeyboardInterrupt
-        return update(self, x)
+        return update(self, *x)
 
     out = tmp_path / "stopped"
     monkeypatch.setattr(Trainer, "update", stopping)
@@ -79,7 +79,7 @@ def test_training_killed_by_sigkill_continues_to_the_same_bits(straight, tiny_st
     script = (
         "import os, signal, sys, torch\n"
         "torch.set_num_threads(int(sys.argv[3]))\n"
-        "import sae\nfrom sae.training import Trainer\n"
+        "import sae\nfrom sae.trainer import Trainer\n"
         "update = Trainer.update\n"
         "def killed(self, x):\n"
         "    if self.step == 25: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -96,55 +96,86 @@ def test_training_killed_by_sigkill_continues_to_the_same_bits(straight, tiny_st
     assert_same_files(out, straight)
 
 
-def test_one_step_is_the_plain_recipe(tiny_store):
-    """Dense encoder and decoder, autograd, torch's default Adam, against `Trainer` over 5 steps."""
-    from sae.training import TrainConfig, Trainer
-
-    config = TrainConfig(site=tiny_store.site("1.resid_post"), d_sae=48, k=4, n_tokens=5 * 256, batch_size=256, lr=1e-2)
-    batches = [torch.from_numpy(x) for x in tiny_store.batches(config.site, 256, seed=0)][:5]
-    trainer = Trainer(config, torch.cat(batches))
-    weights = {name: p.detach().clone().requires_grad_() for name, p in trainer.dct.named_parameters()}
-    adam = torch.optim.Adam(weights.values(), fused=False, foreach=False)
-    for step, x in enumerate(batches):
-        trainer.update(x)
-        x = x * trainer.scale
-        pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
-        keep = torch.zeros_like(pre).scatter(1, pre.topk(4).indices, 1.0)
-        x_hat = (pre.relu() * keep) @ weights["W_dec"] + weights["b_dec"]
-        adam.zero_grad()
-        (x - x_hat).square().sum(1).mean().backward()
-        rows = weights["W_dec"]
-        rows.grad -= (rows.grad * rows).sum(1, keepdim=True).detach() * rows.detach()
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        adam.param_groups[0]["lr"] = config.rate(step)
-        adam.step()
-        with torch.no_grad():
-            rows /= rows.norm(dim=1, keepdim=True)
-    for name, parameter in trainer.dct.named_parameters():
-        torch.testing.assert_close(
-            parameter, weights[name], rtol=1e-3, atol=2e-5
-        )  # Adam divides rounding by small moments
+ALL = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk")
 
 
-def test_scale_is_folded_so_that_raw_and_scaled_latents_agree(tiny_store):
-    from sae.training import TrainConfig, Trainer
+@pytest.mark.parametrize("centre", ["median", "mean", "none"])
+@pytest.mark.parametrize("architecture", ALL)
+def test_scale_is_folded_so_that_raw_and_scaled_reconstructions_agree(architecture, centre):
+    """In float64, against the dense forward pass of the scaled weights; decoder rows come out at norm 1."""
+    trainer, x, _ = trained(architecture, centre=centre)
+    dct = trainer.finished()
+    latents, y_hat = scaled_forward(trainer, x)
+    torch.testing.assert_close(dct(x), y_hat)
+    assert torch.equal(dct.encode(x) != 0, latents != 0)
+    torch.testing.assert_close(dct.W_dec.norm(dim=1), torch.ones(48, dtype=torch.float64))
 
-    x = torch.from_numpy(next(tiny_store.batches("1.resid_post", 512))) * 7 + 3
-    trainer = Trainer(TrainConfig(site="s", d_sae=48, k=4, n_tokens=2048, batch_size=512, lr=1e-2), x)
-    for _ in range(4):
-        trainer.update(x)
-    with torch.no_grad():
-        raw, scaled = trainer.finished(), trainer.dct
-        torch.testing.assert_close(
-            raw.encode(x) * trainer.scale, scaled.encode(x * trainer.scale), rtol=1e-4, atol=1e-5
-        )
-        torch.testing.assert_close(raw(x) * trainer.scale, scaled(x * trainer.scale), rtol=1e-4, atol=1e-5)
-        centred = x - raw.b_dec
-        assert 0.9 < float((centred * trainer.scale).square().sum(1).mean()) < 1.1
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "gated", "standard"])
+def test_centre_and_scales_of_a_skip_transcoder_are_folded(architecture):
+    trainer, x, _ = trained(architecture, out_site="blocks.0.hook_mlp_out", skip=True)
+    _, y_hat = scaled_forward(trainer, x)
+    torch.testing.assert_close(trainer.finished()(x), y_hat)
+    assert trainer.weights["W_skip"].abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard"])
+def test_the_scales_of_a_crosscoders_sites_are_folded(architecture):
+    trainer, x, _ = trained(architecture, site="blocks.0.hook_resid_post+blocks.1.hook_resid_post")
+    _, y_hat = scaled_forward(trainer, x)
+    torch.testing.assert_close(trainer.finished()(x), y_hat)
+
+
+def test_inputs_are_centred_and_scaled_to_one():
+    for settings in ({}, {"site": "blocks.0.hook_resid_post+blocks.1.hook_resid_post"}):
+        trainer, x, _ = trained("topk", n_steps=0, **settings)
+        scaled = x * trainer.x_scale - trainer.weights["b_dec"]
+        for part in scaled.chunk(len(trainer.config.sites), 1):
+            assert float(part.square().sum(1).mean()) == pytest.approx(1)
+
+
+def trained(architecture, *, n_steps=6, **settings):
+    """A trainer after a few steps on made-up data of two scales, with (x, y)."""
+    from sae.trainer import Trainer
+    from sae.training import TrainConfig
+
+    g = torch.Generator().manual_seed(0)
+    wide = torch.randn(512, 12, generator=g, dtype=torch.float64)
+    x = torch.cat([wide @ torch.randn(12, 8, generator=g, dtype=torch.float64) * s + 3 for s in (7, 0.5)], 1)
+    settings = {"site": "blocks.0.hook_resid_mid"} | settings
+    config = TrainConfig(
+        architecture=architecture, d_sae=48, k=4, n_tokens=512 * 6, batch_size=512, lr=1e-2, bandwidth=0.2,
+        threshold=0.2, **settings,
+    )  # fmt: skip
+    y = wide @ torch.randn(12, 5, generator=g, dtype=torch.float64) * 2 - 4 if config.is_transcoder else None
+    trainer = Trainer(config, x, y)
+    for _ in range(n_steps):
+        trainer.update(x, y)
+    return trainer, x, y
+
+
+def scaled_forward(trainer, x):
+    """(latents, prediction in the model's units) of the weights in training, as at inference."""
+    from dense_sae import top
+
+    w, config = {name: value.detach() for name, value in trainer.weights.items()}, trainer.config
+    scaled = (x - trainer.x_centre) * trainer.x_scale
+    pre = (scaled - (0 if config.is_transcoder else w["b_dec"])) @ w["W_enc"].T + w["b_enc"]
+    kind = config.row.activation
+    latents = {
+        "standard": lambda: pre.relu(),
+        "gated": lambda: (pre > 0) * ((pre - w["b_enc"]) * w["r_mag"].exp() + w["b_mag"]).relu(),
+        "jumprelu": lambda: pre * (pre > (w["log_threshold"].exp() if "log_threshold" in w else trainer.threshold)),
+        "topk": lambda: pre.relu() * top(pre, config.k),
+        "abstopk": lambda: pre * top(pre.abs(), config.k),
+    }[kind]()
+    y_hat = latents @ w["W_dec"] + w["b_dec"] + (scaled @ w["W_skip"].T if "W_skip" in w else 0)
+    return latents, y_hat / trainer.y_scale
 
 
 def test_training_finds_the_directions_that_made_sparse_data():
-    from sae.training import TrainConfig, Trainer
+    from sae.trainer import Trainer
+    from sae.training import TrainConfig
 
     g = torch.Generator().manual_seed(0)
     true = torch.nn.functional.normalize(torch.randn(24, 16, generator=g), dim=1)
@@ -155,12 +186,13 @@ def test_training_finds_the_directions_that_made_sparse_data():
     for _ in range(600):
         report = trainer.update(x[torch.randint(len(x), (512,), generator=g)])
     assert float(report["fvu"]) < 0.1
-    best = (true @ trainer.dct.W_dec.detach().T).max(1).values
+    best = (true @ trainer.weights["W_dec"].detach().T).max(1).values
     assert int((best > 0.9).sum()) >= 20
 
 
 def test_auxk_revives_latents_that_never_fire(tiny_store):
-    from sae.training import TrainConfig, Trainer
+    from sae.trainer import Trainer
+    from sae.training import TrainConfig
 
     def dead_after_training(aux_weight: float) -> int:
         config = TrainConfig(
@@ -170,7 +202,7 @@ def test_auxk_revives_latents_that_never_fire(tiny_store):
         batches = [torch.from_numpy(x) for x in tiny_store.batches(config.site, 256, seed=0)]
         trainer = Trainer(config, torch.cat(batches))
         with torch.no_grad():
-            trainer.dct.b_enc[:32] = -0.5  # out of reach of the top k
+            trainer.weights["b_enc"][:32] = -0.5  # out of reach of the top k
         for step in range(config.n_steps):
             report = trainer.update(batches[step % len(batches)])
         return int(report["dead"])
@@ -179,21 +211,21 @@ def test_auxk_revives_latents_that_never_fire(tiny_store):
 
 
 def test_silent_counter_counts_tokens_since_the_last_firing(tiny_store):
-    from sae.training import TrainConfig, Trainer
+    from sae.trainer import Trainer
+    from sae.training import TrainConfig
 
     batches = [torch.from_numpy(x) for x in tiny_store.batches("1.resid_post", 100)][:6]
     trainer = Trainer(TrainConfig(site="s", d_sae=200, k=2, n_tokens=600, batch_size=100, lr=1e-3), torch.cat(batches))
     wanted = torch.zeros(200, dtype=torch.long)
     for x in batches:
-        with torch.no_grad():
-            fired = (trainer.dct.encode(x * trainer.scale) > 0).any(0)
+        fired = (scaled_forward(trainer, x)[0] != 0).any(0)
         wanted = torch.where(fired, 0, wanted + 100)
         trainer.update(x)
         assert torch.equal(trainer.silent, wanted)
 
 
 def test_geometric_median_ignores_an_outlier():
-    from sae.training import geometric_median
+    from sae.trainer import geometric_median
 
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1e6, 1e6]])
     assert geometric_median(points).norm() < 2
