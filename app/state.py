@@ -35,7 +35,7 @@ _VALID = {
     "sae": _NAME,
     "method": r"[A-Za-z0-9_-]{1,40}",
     "metric": r"[A-Za-z0-9_-]{1,40}",
-    "head": r"[A-Za-z0-9._/-]{1,140}",
+    "head": r"[A-Za-z0-9._/+@-]{1,140}",
     "pos": r"[A-Za-z0-9_+-]{1,40}",
     "feature": r"\d{1,7}",
 }

@@ -36,7 +36,8 @@ def page() -> None:
         st.page_link(state.RUNS, label="All runs")
         return
     heading(run)
-    table, method, metric = choices(focus, run, ablations, effects.table())
+    rows = effects.table()
+    table, method, metric = choices(focus, run, ablations, rows[rows["kind"] != "random"])
     left, right = st.columns([11, 9], gap="large")
     with left:
         row = the_map(focus, table)

@@ -2,83 +2,215 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
-from interp.causal import interventions, sweeps
-from interp.causal.effects import Effects, build
+from interp.causal import references, sweeps
+from interp.causal.effects import Effects, about, build
+from interp.causal.finished import Finished
+from interp.causal.interventions import Along, Intervention, Latent, Part, Whole, Write, split_method
 from interp.data import metrics as scores
 from interp.data.tasks import Task
-from interp.decoder.hooks import Edit
 from interp.decoder.loading import Model
-from interp.decoder.sites import Component
+from interp.decoder.sites import Component, Group
 from interp.decoder.sites import components as select
-from interp.errors import InputError, UnknownName, nearest
+from interp.errors import InputError, UnknownSite, nearest
+
+N_RANDOM = 10
+"""Random groups drawn for each group, of its size and kinds."""
 
 
-def as_list(value: str | Sequence[str]) -> list[str]:
+def as_list(value: str | int | Sequence) -> list:
+    """`"a, b"` as `["a", "b"]`; a list as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `ablate` will do: `targets` at `positions` ("all", an index or a label), by each of `methods`."""
+
+    targets: list[Component | Group]
+    positions: list[str]
+    methods: list[str]
+    metrics: list[str]
+    places: list[tuple[int, str]]
+    """(number of the target, position), a row each."""
+
+    def shard(self, i: int, n: int) -> Plan:
+        """The `i`-th of `n` parts of the rows, i from 1."""
+        if not 1 <= i <= n:
+            raise InputError(f"shard {i}/{n} given: i goes from 1 to n.")
+        rows = self.places[len(self.places) * (i - 1) // n : len(self.places) * i // n]
+        if not rows:
+            raise InputError(f"shard {i}/{n} has no row: there are {len(self.places)}.")
+        return replace(self, places=rows)
+
+    def cost(self, n_layers: int) -> tuple[int, float]:
+        """Passes that a loop over the rows makes of all prompts, and what the sweep makes of them: a row that starts at
+        layer l costs the blocks from l on."""
+        starts = [min(c.layer for c in self.targets[target].members) for target, _ in self.places]
+        passes = len(self.methods) * len(starts)
+        return passes, len(self.methods) * sum((n_layers - max(start, 0)) / n_layers for start in starts)
+
+
+def plan(
+    model: Model,
+    task: Task,
+    *,
+    components: str | Sequence[str | Sequence[str]] = "heads",
+    method: str | Sequence[str] = "mean",
+    metric: str | Sequence[str] | None = None,
+    position: str | int | Sequence[str | int] = "all",
+    dictionaries: Mapping[str, Any] | None = None,
+    directions: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Everything that `ablate` will measure, checked; nothing is run. InputError for what cannot be."""
+    targets = select(
+        components, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
+        dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()}, directions=directions or {},
+    )  # fmt: skip
+    for target in targets:
+        for member in target.members:
+            if member.site not in model.sites:
+                near = nearest(
+                    member.name, [f"L{member.layer}.mlp", f"L{member.layer}.attn", f"L{member.layer}.resid_pre"]
+                )
+                raise UnknownSite(
+                    f'"{model.name}" has no {member.site} for component "{member.name}". Nearest: {near}.'
+                )
+    methods, metrics = as_list(method), as_list(metric or task.default_metric)
+    for name in methods:
+        base, held = split_method(name)
+        if base == "resample" and not task.has_corrupted:
+            raise InputError(f'task "{task.name}" has prompts without "corrupted": use shuffle or mean, not resample.')
+        if "pattern" in held and not any(site.endswith("hook_pattern") for site in model.sites):
+            raise InputError(f'attention patterns of "{model.name}" cannot be held: use {base}-frozen-ln.')
+    scores.check(metrics, has_wrong=task.has_wrong, task=task.name)
+    if task.length > model.n_ctx:
+        raise InputError(f'prompts of {task.length} tokens: "{model.name}" reads at most {model.n_ctx}.')
+    asked = [position] if isinstance(position, int) else as_list(position)
+    positions = [str(place) for place in (task.labels if asked == ["each"] and not task.same_length else asked)]
+    if asked == ["each"]:
+        positions = [str(at) for at in range(task.length)] if task.same_length else positions
+        if not positions:
+            raise InputError(f'prompts of "{task.name}" differ in length and have no labels: name the positions.')
+    for place in positions:
+        if place != "all":
+            task.at(place)
+    targets += _random_groups(model, targets, seed)
+    places = [(number, place) for place in positions for number in range(len(targets))]
+    return Plan(targets, positions, methods, metrics, places)
+
+
+def _random_groups(model: Model, targets: Sequence[Component | Group], seed: int) -> list[Group]:
+    """For each group N_RANDOM others with as many heads, MLPs, ... drawn from all that the model has."""
+    rng, found = random.Random(seed), []
+    for group in targets:
+        if not isinstance(group, Group):
+            continue
+        for draw in range(N_RANDOM):
+            members = []
+            for kind in dict.fromkeys(c.kind for c in group.members):
+                n = sum(c.kind == kind for c in group.members)
+                pool = _all_of(model, kind) or [c for c in group.members if c.kind == kind]
+                members += rng.sample(pool, n)
+            found.append(Group(f"random {draw} for {group.name}", tuple(members), kind="random"))
+    return found
+
+
+def _all_of(model: Model, kind: str) -> list[Component]:
+    """All components of a kind, of which a random group is drawn; none for those that are not counted by layer."""
+    counts = {"head": model.n_heads, "neuron": model.d_mlp or 0}
+    if kind in counts:
+        return [Component(kind, layer, index) for layer in range(model.n_layers) for index in range(counts[kind])]
+    return [Component(kind, layer) for layer in range(model.n_layers)] if kind in ("attn", "mlp") else []
 
 
 def ablate(
     model: Model,
     task: Task,
     *,
-    components: str | Sequence[str] = "heads",
+    components: str | Sequence[str | Sequence[str]] = "heads",
     method: str | Sequence[str] = "mean",
     metric: str | Sequence[str] | None = None,
-    position: str | int = "all",
+    position: str | int | Sequence[str | int] = "all",
+    reference: Task | None = None,
+    dictionaries: Mapping[str, Any] | None = None,
+    directions: Mapping[str, Tensor] | None = None,
+    classes: Mapping[str, Bool[Tensor, " read"]] | None = None,
     seed: int = 0,
     progress: bool = False,
+    shard: tuple[int, int] | None = None,
+    finished: Finished | None = None,
 ) -> Effects:
     """The effect of replacing each component alone: ablated minus clean, in the metric's unit.
 
-    A negative effect on logit_diff means that the component helped. `components`: "heads", "mlps", "attn" or names such
-    as `L3H5`. `method`: "zero", or "mean" over the task's clean prompts position by position. `position`: "all", an
-    index or a label of the task. `metric`: logit_diff where the task has wrong answers, loss elsewhere. The interval is
-    a 95% bootstrap over prompts, drawn by `seed`. Wang et al. 2022, arXiv:2211.00593, section 3.
+    A negative effect on logit_diff means that the component helped. `components`: "heads", "mlps", "attn", "neurons",
+    "resid_pre", names such as `L3H5`, groups `L3H5+L4H1`, all but some `heads-L3H5`, latents `demo/417` of
+    `dictionaries`, directions `refusal@3.resid_post` of `directions` (see `interp.decoder.sites.components`); for each
+    group ten random ones of its size are measured too. `method`: `interp.causal.interventions.METHODS`. `position`:
+    "all", indices or labels of the task, or "each". `metric`: logit_diff where the task has wrong answers, loss
+    elsewhere; `classes` (`interp.data.classes`) breaks each down by kind of token. `reference`: the prompts of the
+    mean, the task's own if not given. The interval is a 95% bootstrap over prompts, drawn by `seed`, as are shuffle and
+    the random groups. Wang et al. 2022, arXiv:2211.00593, section 3.
     """
-    chosen = select(components, n_layers=model.n_layers, n_heads=model.n_heads, has_mlp=model.has_mlp)
-    methods, metrics = as_list(method), as_list(metric or task.default_metric)
-    for name in methods:
-        if name not in interventions.METHODS:
-            raise UnknownName(f'no method "{name}". Nearest: {nearest(name, interventions.METHODS)}.')
-    scores.check(metrics, has_wrong=task.has_wrong, task=task.name)
-    if task.length > model.n_ctx:
-        raise InputError(f'prompts of {task.length} tokens: "{model.name}" reads at most {model.n_ctx}.')
-    where = torch.ones(len(task), task.length, dtype=torch.bool)
-    if position != "all":
-        where = torch.arange(task.length) == task.at(position)[:, None]
-    sites = sorted({component.site for component in chosen})
-    means = {}
-    if "mean" in methods:
-        cache = sweeps.activations(model, task, sites)
-        means = {site: interventions.position_means(value, task.lengths) for site, value in cache.items()}
-        del cache
-
-    def edits(component: Component, method: str) -> sweeps.Edits:
-        head = component.index if component.kind == "head" else None
-
-        def of(part: slice) -> dict[str, Edit]:
-            def edit(value):
-                new = torch.zeros_like(value) if method == "zero" else means[component.site].expand_as(value)
-                return interventions.replace(value, new, where[part].to(value.device), head)
-
-            return {component.site: edit}
-
-        return of
-
-    clean = sweeps.logits_at_reads(model, task)
-    values = {}
-    with sweeps.progress("ablating", len(methods) * len(chosen), progress) as advance:
-        for name in methods:
-            interventions_ = [edits(component, name) for component in chosen]
-            found = sweeps.sweep(model, task, interventions_, metrics=metrics, clean=clean, advance=advance)
-            values |= {(name, metric_name): array for metric_name, array in found.items()}
+    todo = plan(
+        model, task, components=components, method=method, metric=metric, position=position, dictionaries=dictionaries,
+        directions=directions, seed=seed,
+    )  # fmt: skip
+    todo = todo if shard is None else todo.shard(*shard)
+    parts = {c: _part(c, dictionaries or {}, directions or {}) for t in todo.targets for c in t.members}
+    masks = {p: None if p == "all" else torch.arange(task.length) == task.at(p)[:, None] for p in todo.positions}
+    bases = {split_method(name)[0] for name in todo.methods}
+    used = [parts[c] for number in dict(todo.places) for c in todo.targets[number].members]
+    means = references.Means(model, reference or task, used) if bases & {"mean", "mean-all"} else None
+    values, slow = {}, ""
+    with sweeps.progress("ablating", len(todo.methods) * len(todo.places) * len(task), progress) as advance:
+        for name in todo.methods:
+            base, held = split_method(name)
+            new = {part: _replacement(base, part, means, task.length) for part in dict.fromkeys(used)}
+            rows = [
+                Intervention(tuple(Write(parts[c], new[parts[c]], masks[at]) for c in todo.targets[t].members), held)
+                for t, at in todo.places
+            ]
+            found = sweeps.sweep(
+                model, task, rows, metrics=todo.metrics, donors=_donors(task, base, seed), classes=classes,
+                advance=advance, finished=finished, name=name,
+            )  # fmt: skip
+            values |= {(name, metric_name): array for metric_name, array in found.values.items()}
+            slow = found.slow_because
     places = [
-        {"component": c.name, "kind": c.kind, "layer": c.layer, "index": c.index, "position": str(position)}
-        for c in chosen
+        {"component": target.name, "kind": target.kind, "layer": target.layer, "index": target.index, "position": at}
+        for target, at in ((todo.targets[number], at) for number, at in todo.places)
     ]
-    about = {"model": model.provenance(), "task": task.name, "seed": seed}
-    return build(places, values, sweeps.score(task, metrics, clean, clean), seed=seed, about=about)
+    said = about(model, task, seed, reference=(reference or task).name, slow_because=slow)
+    return build(places, values, found.baseline, seed=seed, about=said)
+
+
+def _part(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
+    if component.kind == "latent":
+        return Latent(component.site, dictionaries[component.of], component.index)
+    if component.kind == "direction":
+        return Along(component.site, directions[component.of])
+    return Whole(component.site, component.index if component.kind in ("head", "neuron") else None)
+
+
+def _replacement(method: str, part: Part, means: references.Means | None, length: int) -> Tensor | None:
+    if method == "zero":
+        return torch.zeros(())
+    if method in ("mean", "mean-all"):
+        return means.of(part, length, by_position=method == "mean")
+    return None
+
+
+def _donors(task: Task, method: str, seed: int) -> Int[Tensor, "prompt pos"] | None:
+    if method == "resample":
+        return task.tokens("corrupted")
+    return references.shuffled(task, seed) if method == "shuffle" else None

@@ -1,33 +1,184 @@
-"""What replaces an activation: pure functions of tensors."""
+"""What is put in place of an activation: which part of it, by which method, at which positions.
+
+A *part* is what an intervention may touch of the activation at a hook point: all of it, one head or neuron, its
+component along a direction, one latent of a dictionary. A *method* says what is put there. The rest of the activation
+stays.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.errors import UnknownName, nearest
+
 METHODS = {
-    "zero": "the activation set to 0",
-    "mean": "its mean over the task's clean prompts, position by position",
+    "zero": "a' = 0. Also removes what the part adds whatever the prompt is, so it can hurt where nothing was read "
+    "from it; along a direction it is projecting out",
+    "mean": "a'[n, t] = mean over the reference prompts of a[., t]. Keeps the constant; needs prompts of one form, for "
+    "position t must mean the same in each",
+    "mean-all": "a'[n, t] = mean over reference prompts and positions. For text and prompts of several forms; blurs "
+    "what only one position does",
+    "resample": "a'[n, t] = a[n, t] on the corrupted prompt. Stays among values the model knows; removes only what "
+    "differs between the pair",
+    "shuffle": "a'[n, t] = a[m, t] on another prompt m of the same length. Removes what tells prompts apart; noisier "
+    "than mean: one draw, fixed by the seed",
 }
-"""What `ablate` can put in place of an activation."""
+"""What `ablate` puts in place of a part a [prompt, pos, ...], and when it misleads. Each also with "-frozen": the
+scales of all layer norms and all attention patterns from there on are held at their clean values, which leaves the
+direct effects and those through MLPs; "-frozen-ln" and "-frozen-pattern" hold one of the two. Li & Janson 2024,
+arXiv:2409.09951, compare zero, mean and resample; Wang et al. 2022, arXiv:2211.00593, section 2.1, argue for the
+mean."""
+
+FROZEN = {"-frozen": frozenset({"ln", "pattern"}), "-frozen-ln": frozenset({"ln"}),
+          "-frozen-pattern": frozenset({"pattern"})}  # fmt: skip
 
 
-def position_means(value: Float[Tensor, "prompt pos ..."], lengths: Int[Tensor, " prompt"]) -> Float[Tensor, "pos ..."]:
-    """Mean over prompts at each position, over the prompts that reach it; in float64, returned as given."""
-    reach = torch.arange(value.shape[1], device=value.device) < lengths.to(value.device)[:, None]
-    weight = reach.double().reshape(*reach.shape, *[1] * (value.ndim - 2))
-    return ((value.double() * weight).sum(0) / weight.sum(0).clamp(min=1)).to(value.dtype)
+def split_method(name: str) -> tuple[str, frozenset[str]]:
+    """`split_method("mean-frozen-ln")` is `("mean", {"ln"})`. UnknownName for what there is not."""
+    for suffix, held in FROZEN.items():
+        if name.endswith(suffix) and name.removesuffix(suffix) in METHODS:
+            return name.removesuffix(suffix), held
+    if name not in METHODS:
+        options = [*METHODS, *(method + suffix for method in METHODS for suffix in FROZEN)]
+        raise UnknownName(f'no method "{name}". Nearest: {nearest(name, options)}.')
+    return name, frozenset()
 
 
-def replace(
-    value: Float[Tensor, "prompt pos *rest"],
-    new: Float[Tensor, "prompt pos *rest"],
-    where: Bool[Tensor, "prompt pos"],
-    head: int | None = None,
-) -> Float[Tensor, "prompt pos *rest"]:
-    """`value` with `new` at the positions `where`; in one `head` of [prompt, pos, head, d_head] if given."""
-    mask = where.reshape(*where.shape, *[1] * (value.ndim - 2))
-    if head is not None:
-        mask = mask & (torch.arange(value.shape[2], device=value.device) == head)[:, None]
-    return torch.where(mask, new, value)
+@runtime_checkable
+class Part(Protocol):
+    """`pick(source(x))` is the part of an activation x [prompt pos ...], as [prompt pos *part]; `write` puts it back
+    into x, in place. A mean over prompts is taken of `source`, which parts of one site share (`shared` says which)."""
+
+    site: str
+
+    @property
+    def shared(self) -> Any: ...
+
+    def source(self, x: Tensor) -> Tensor: ...
+
+    def pick(self, source: Tensor) -> Tensor: ...
+
+    def write(self, x: Tensor, new: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All of an activation, or one head or neuron of it: `index` on the axis after the positions."""
+
+    site: str
+    index: int | None = None
+
+    @property
+    def shared(self) -> Any:
+        return self.site
+
+    def source(self, x: Float[Tensor, "... pos *rest"]) -> Float[Tensor, "... pos *rest"]:
+        return x
+
+    def pick(self, source: Tensor) -> Tensor:
+        return source if self.index is None else source.select(source.ndim - self._after, self.index)
+
+    @property
+    def _after(self) -> int:
+        """Axes from the indexed one on: [head, d_head] or [neuron]."""
+        return 1 if self.site.endswith(("hook_post", "hook_pre")) else 2
+
+    def write(self, x: Tensor, new: Tensor) -> None:
+        self.pick(x).copy_(new)
+
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """The component of an activation along a direction: c = x . v, with v of length 1; x' = x + (c' - c) v."""
+
+    site: str
+    direction: Float[Tensor, " d_model"]
+
+    @property
+    def shared(self) -> Any:
+        return self.site
+
+    def source(self, x: Tensor) -> Tensor:
+        return x
+
+    def pick(self, source: Tensor) -> Tensor:
+        return source @ self._unit(source)
+
+    def _unit(self, like: Tensor) -> Tensor:
+        return (self.direction.double() / self.direction.double().norm()).to(like)
+
+    def write(self, x: Tensor, new: Tensor) -> None:
+        x += (new - self.pick(x))[..., None] * self._unit(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """One latent of a dictionary: x' = x + decode(z') - decode(z), where z = encode(x) and z' is z with one latent
+    replaced; what the dictionary does not explain stays."""
+
+    site: str
+    dictionary: Any
+    index: int
+
+    @property
+    def shared(self) -> Any:
+        return id(self.dictionary)
+
+    def source(self, x: Float[Tensor, "prompt pos *rest"]) -> Float[Tensor, "prompt pos d_sae"]:
+        weight = next(self.dictionary.parameters())
+        return self.dictionary.encode(x.flatten(2).to(weight)).detach()
+
+    def pick(self, source: Tensor) -> Tensor:
+        return source[..., self.index]
+
+    def write(self, x: Tensor, new: Tensor) -> None:
+        latents = self.source(x)
+        changed = latents.clone()
+        changed[..., self.index] = new.to(latents)
+        moved = self.dictionary.decode(changed) - self.dictionary.decode(latents)
+        x += moved.detach().reshape(x.shape).to(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """`new` put into a part at the positions `where` (None: all). `new` is [pos *part] or one number, the same for
+    every prompt; None: the part's own value on the prompt's donor."""
+
+    part: Part
+    new: Tensor | None
+    where: Bool[Tensor, "prompt pos"] | None = None
+
+    def apply(self, x: Tensor, prompts: Tensor, first: int, donor: Tensor | None) -> None:
+        """Change x [prompt, pos from `first` on, ...] of the `prompts` in place; `donor` is the activation of x's
+        shape."""
+        old = self.part.pick(self.part.source(x))
+        positions = slice(first, first + x.shape[1])
+        if self.new is None:
+            new = self.part.pick(self.part.source(donor))
+        else:
+            new = (self.new[positions] if self.new.ndim else self.new).to(old).expand_as(old)
+        if self.where is not None:
+            mask = self.where[prompts][:, positions].to(x.device)
+            new = torch.where(mask.reshape(*mask.shape, *[1] * (old.ndim - 2)), new, old)
+        self.part.write(x, new)
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """Writes made together in one pass. `frozen`: "ln" and "pattern", held at their clean values from there on."""
+
+    writes: tuple[Write, ...]
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def sites(self) -> set[str]:
+        return {write.part.site for write in self.writes}
+
+    def at(self, where: Bool[Tensor, "prompt pos"]) -> Intervention:
+        """The same at the positions `where` alone."""
+        return replace(self, writes=tuple(replace(write, where=where) for write in self.writes))

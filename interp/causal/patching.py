@@ -14,8 +14,9 @@ from torch import Tensor
 
 from interp.causal import sweeps
 from interp.causal.ablation import as_list
-from interp.causal.effects import Effects, build
-from interp.causal.interventions import replace
+from interp.causal.effects import Effects, about, build
+from interp.causal.finished import Finished
+from interp.causal.interventions import Intervention, Whole, Write
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -33,7 +34,7 @@ class _Place:
     row: dict
     site: str
     head: int | None
-    where: Tensor
+    where: Tensor | None
 
 
 def patch(
@@ -46,6 +47,7 @@ def patch(
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
     progress: bool = False,
+    finished: Finished | None = None,
 ) -> Effects:
     """Patch `site` at each layer and position (or head), one at a time.
 
@@ -67,35 +69,31 @@ def patch(
     names = expand(f"*.{site}", model.sites, model=f'"{model.name}"')
     task.tokens("corrupted")
     places = _places(model, task, site, names, by[1])
-    clean = sweeps.logits_at_reads(model, task)
-    ends = {
-        which: sweeps.score(task, metrics, sweeps.logits_at_reads(model, task, which), clean)
-        for which in ("clean", "corrupted")
-    }
     source, target = ("clean", "corrupted") if method == "denoise" else ("corrupted", "clean")
-    cache = sweeps.activations(model, task, names, source)
-    with sweeps.progress("patching", len(places), progress) as advance:
+    rows = [Intervention((Write(Whole(place.site, place.head), None, place.where),)) for place in places]
+    with sweeps.progress("patching", len(places) * len(task), progress) as advance:
         found = sweeps.sweep(
-            model, task, [_carry(place, cache) for place in places], metrics=metrics, which=target, clean=clean,
-            advance=advance,
+            model, task, rows, metrics=metrics, which=target, donors=task.tokens(source), advance=advance,
+            finished=finished,
         )  # fmt: skip
+    other = sweeps.sweep(model, task, [], metrics=metrics, which=source)
+    ends = (other, found) if method == "noise" else (found, other)
     return build(
         [place.row for place in places],
-        {(method, name): array for name, array in found.items()},
-        ends[target],
+        {(method, name): array for name, array in found.values.items()},
+        found.baseline,
         seed=seed,
-        about={"model": model.provenance(), "task": task.name, "seed": seed},
-        ends={name: (ends["corrupted"][name], ends["clean"][name]) for name in metrics},
+        about=about(model, task, seed, slow_because=found.slow_because),
+        ends={name: tuple(end.baseline[name] for end in ends) for name in metrics},
     )
 
 
 def _places(model: Model, task: Task, site: str, names: list[str], axis: str) -> list[_Place]:
-    everywhere = torch.ones(len(task), task.length, dtype=torch.bool)
     if axis == "head":
         n_heads = model.n_kv_heads if site in ("k", "v") else model.n_heads
         return [
             _Place({"component": Component("head", layer, head).name, "kind": "head", "layer": layer, "index": head,
-                    "position": "all"}, name, head, everywhere)
+                    "position": "all"}, name, head, None)
             for layer, name in enumerate(names)
             for head in range(n_heads)
         ]  # fmt: skip
@@ -111,15 +109,3 @@ def _places(model: Model, task: Task, site: str, names: list[str], axis: str) ->
         for layer, name in enumerate(names)
         for position in positions
     ]  # fmt: skip
-
-
-def _carry(place: _Place, cache: dict[str, Tensor]) -> sweeps.Edits:
-    """The edit that puts the cached activation in `place`."""
-
-    def of(part: slice):
-        def edit(value: Tensor) -> Tensor:
-            return replace(value, cache[place.site][part], place.where[part].to(value.device), place.head)
-
-        return {place.site: edit}
-
-    return of

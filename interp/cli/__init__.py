@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, demo, model, patch, record, sae, store
+from interp.cli import ablate, demo, model, patch, record, runs, sae, store
 from interp.cli import app as app_command
-from interp.errors import InputError
+from interp.errors import Failure, InputError
 
 app = typer.Typer(
     help="What does a language model compute, and where? Start with: interp demo",
@@ -25,6 +25,7 @@ app.add_typer(store.app, name="store")
 app.add_typer(sae.app, name="sae")
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
+app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
 
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted: what was finished is kept; the same command continues.", file=sys.stderr)
         return 130
+    except (Failure, OSError) as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 1
     except Exception as error:  # the command's last line of defence: exit 1, with what is known
         traceback.print_exc()
         print(f"Failed: {type(error).__name__}: {error}", file=sys.stderr)

@@ -37,6 +37,7 @@ def patch(
     path = runs.place(workspace, "runs", out, "patch")
     runs.check_free(path, overwrite)
     import interp
+    from interp.causal.finished import Finished
 
     loaded = interp.load_model(model, device=device, dtype=dtype)
     prompts = interp.load_task(task, loaded, n=n, seed=seed)
@@ -45,9 +46,14 @@ def patch(
         "dtype": dtype,
     }  # fmt: skip
     with recorded(path, "patch", config, loaded, seed, overwrite):
-        effects = interp.patch(
-            loaded, prompts, site=site, by=tuple(part.strip() for part in by.split(",")), method=method, metric=metric,
-            seed=seed, progress=True,
-        )  # fmt: skip
+        finished = Finished(path / "unfinished")
+        try:
+            effects = interp.patch(
+                loaded, prompts, site=site, by=tuple(part.strip() for part in by.split(",")), method=method,
+                metric=metric, seed=seed, progress=True, finished=finished,
+            )  # fmt: skip
+        finally:
+            finished.flush()
         keep(effects, prompts, loaded, path)
+        finished.clear()
     report(effects, path)

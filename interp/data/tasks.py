@@ -34,6 +34,8 @@ class Prompt:
     corrupted_tokens: list[int] | None = None
     wrong_token: int | None = None
     positions: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    """What kind of prompt it is, e.g. {"construction": "relative clause"}: effects can be broken down by it."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Task:
                 row["wrong_token"] = p.wrong_token
             if p.positions:
                 row["positions"] = p.positions
+            if p.labels:
+                row["labels"] = p.labels
             lines.append(json.dumps(row, ensure_ascii=False))
         runs.write_text(Path(path), "\n".join(lines) + "\n")
 
@@ -171,6 +175,7 @@ class _Line(BaseModel):
     wrong_token: int | None = None
     targets: list[tuple[int, int]] | None = None
     positions: dict[str, int] = {}
+    labels: dict[str, str] = {}
 
 
 def load_task(name: str | Path, model: Model, *, n: int | None = None, seed: int = 0) -> Task:
@@ -245,7 +250,7 @@ def _prompt(line: _Line, model: Model) -> Prompt:
     positions = {label: pos if pos >= 0 else len(clean) + pos for label, pos in line.positions.items()}
     if bad := [label for label, pos in positions.items() if not 0 <= pos < len(clean)]:
         raise InputError(f'position "{bad[0]}" is {line.positions[bad[0]]}: the prompt has {len(clean)} tokens.')
-    return Prompt(clean, targets, corrupted, wrong, positions)
+    return Prompt(clean, targets, corrupted, wrong, positions, line.labels)
 
 
 def _single(model: Model, candidates: list[str], need: int, what: str) -> list[str]:

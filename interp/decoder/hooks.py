@@ -9,16 +9,21 @@ Both are `with` blocks that hold the model's lock and take their hooks off again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Module
 
 from interp.decoder.loading import Model
 from interp.decoder.sites import expand
 
 Edit = Callable[[Tensor], Tensor]
 """An activation in, its replacement of the same shape out. The activation given must not be changed in place."""
+
+Call = tuple[tuple, dict]
+"""The positional and keyword arguments of a call."""
 
 
 @contextmanager
@@ -36,7 +41,10 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
     """The activations of the last forward pass inside the block, by full name; copies, so that no later edit in place
     reaches them. They carry gradients where gradients are on."""
     cache: dict[str, Tensor] = {}
-    names = expand(sites, model.sites, model=f'"{model.name}"')
+    sites = [sites] if isinstance(sites, str) else sites
+    scales = [site for site in sites if site in model.scales]
+    others = [site for site in sites if site not in model.scales]
+    names = scales + (expand(others, model.sites, model=f'"{model.name}"') if others or not scales else [])
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def hook(value: Tensor) -> None:
@@ -53,7 +61,61 @@ def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Inside the block every forward pass has `edits[site](activation)` in place of the activation at `site`."""
     functions = {}
     for site, edit in edits.items():
-        for name in expand(site, model.sites, model=f'"{model.name}"'):
+        for name in [site] if site in model.scales else expand(site, model.sites, model=f'"{model.name}"'):
             functions[name] = edit
     with _hooked(model, functions):
         yield
+
+
+class _Enough(Exception):
+    """Every activation asked for has been seen."""
+
+
+def watch(
+    model: Model, tokens: Int[Tensor, "prompt pos"], functions: Mapping[str, Callable[[Tensor], None]],
+    *, logits: bool = False,
+) -> Float[Tensor, "prompt pos d_vocab"] | None:  # fmt: skip
+    """One forward pass in which `functions[site](activation)` is called for each site, by full name.
+
+    Without `logits` the pass ends as soon as the last of them was called: what stands above is not computed. The
+    functions must not change what they are given. Where no site lies inside attention, attention is the fused kernel.
+    """
+    waiting = set(functions)
+
+    def seen(name: str) -> Callable[[Tensor], None]:
+        def hook(value: Tensor) -> None:
+            functions[name](value)
+            waiting.discard(name)
+            if not waiting and not logits:
+                raise _Enough
+
+        return hook
+
+    inside = any(".attn." in name or name.endswith("hook_attn_out") for name in functions)
+    with _hooked(model, {name: seen(name) for name in functions}), nullcontext() if inside else model.fused_attention():
+        try:
+            return model(tokens)
+        except _Enough:
+            return None
+
+
+@contextmanager
+def called(model: Model, blocks: Iterable[Module], cache: object) -> Iterator[list[Call]]:
+    """What each of `blocks` is called with in a forward pass inside the block, in order.
+
+    Where a block is given a cache of keys and values it gets `cache` instead.
+    """
+    calls: list[Call] = []
+
+    def keep(module: Module, args: tuple, kwargs: dict) -> Call:
+        call = tuple(map(swapped, args)), {key: swapped(value) for key, value in kwargs.items()}
+        calls.append(call)
+        return call
+
+    def swapped(value: object) -> object:
+        return cache if hasattr(value, "update") and hasattr(value, "get_seq_length") else value
+
+    with model.lock, ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        yield calls

@@ -6,12 +6,14 @@ centring (`processing` is "none" in every result).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,23 @@ class Model:
     thread never runs under another's edits.
     """
 
-    def __init__(self, name: str, bridge: Any, tokenizer: Any, *, fingerprint: str, revision: str | None = None):
-        self.name, self.bridge, self.tokenizer = name, bridge, tokenizer
+    def __init__(
+        self,
+        name: str,
+        bridge: Any,
+        tokenizer: Any,
+        *,
+        fingerprint: str,
+        revision: str | None = None,
+        plain: torch.nn.Module | None = None,
+    ):
+        self.name, self.bridge, self.tokenizer, self.plain = name, bridge, tokenizer, plain
         self.fingerprint, self.revision, self.processing = fingerprint, revision, "none"
         self.lock = threading.RLock()
         cfg = bridge.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.n_kv_heads = int(cfg.n_key_value_heads or cfg.n_heads)
-        self.d_model, self.d_head, self.d_mlp = int(cfg.d_model), int(cfg.d_head), cfg.d_mlp
+        self.d_model, self.d_head, self.d_mlp = int(cfg.d_model), int(cfg.d_head), _mlp_width(bridge)
         self.d_vocab, self.n_ctx = int(cfg.d_vocab), int(cfg.n_ctx)
         self.has_mlp = not cfg.attn_only
         self.sites = self._sites()
@@ -57,6 +68,23 @@ class Model:
         with self.lock:
             return self.bridge(tokens.to(self.device), return_type="logits")
 
+    @contextmanager
+    def fused_attention(self) -> Iterator[None]:
+        """Inside the block attention is torch's fused kernel (`sdpa`): faster, without a pattern in memory; no hook
+        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is."""
+        config = getattr(getattr(self.bridge, "original_model", None), "config", None)
+        before = getattr(config, "_attn_implementation", None)
+        with self.lock, ExitStack() as stack:
+            for block in self.bridge.blocks if before == "eager" else []:
+                plain, attention = block.original_component, getattr(block, "attn", None)
+                for name, child in list(plain.named_children()):
+                    if child is attention and getattr(attention, "original_component", None) is not None:
+                        setattr(plain, name, attention.original_component)
+                        stack.callback(setattr, plain, name, attention)
+                        config._attn_implementation = "sdpa"
+            stack.callback(setattr, config, "_attn_implementation", before) if before else None
+            yield
+
     @property
     def device(self) -> torch.device:
         return next(self.bridge.parameters()).device
@@ -68,15 +96,47 @@ class Model:
     def hook_point(self, name: str) -> Any:
         return self.bridge.hook_dict[name]
 
+    @property
+    def plain_blocks(self) -> torch.nn.ModuleList | None:
+        """The blocks without hooks, on the same weights; None where there is no plain model."""
+        return None if self.plain is None else self.plain.get_submodule(self.bridge.blocks[0].name.rpartition(".")[0])
+
+    def head(
+        self,
+        hidden: Float[Tensor, "*batch d_model"],
+        tokens: Int[Tensor, "*batch few"] | None = None,
+        *,
+        normalized: bool = False,
+    ) -> Float[Tensor, "*batch logit"]:
+        """Logits of what comes out of the last block: of every token, or of the few `tokens` named at each place.
+        `normalized`: the last layer norm has been applied."""
+        for name in ("ln_final", "project_out")[normalized:]:
+            if name in self.bridge._modules:
+                hidden = self.bridge._modules[name](hidden)
+        unembed = self.bridge.unembed
+        if tokens is None:
+            logits = unembed(hidden)
+        else:
+            logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
+        cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0)
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    @property
+    def scales(self) -> list[str]:
+        """Hook points of the layer norms' scales, which can be held but are not offered as sites: [prompt pos 1]."""
+        return [name for name in self.bridge.hook_dict if name.endswith(".hook_scale")]
+
     def _sites(self) -> list[str]:
         """Every hook point offered, in the order of the forward pass; `tests/test_hooks.py` edits each one."""
         known = self.bridge.hook_dict
-        no_mlp = () if self.has_mlp else ("pre", "post", "mlp_out", "resid_mid")
+        absent = () if self.has_mlp else ("pre", "post", "mlp_out", "resid_mid")
+        absent += () if self.d_mlp else ("pre", "post")  # of a mixture of experts they would be d_model wide
+        absent += () if _pattern_is_causal(self.bridge) else ("pattern",)
         blocks = [
             layer_site(layer, short)
             for layer in range(self.n_layers)
             for short in LAYER_SITES
-            if short not in no_mlp and layer_site(layer, short) in known
+            if short not in absent and layer_site(layer, short) in known
         ]
         learned = self.bridge.cfg.positional_embedding_type == "standard"
         before, after = [MODEL_SITES["embed"]] + learned * [MODEL_SITES["pos_embed"]], [MODEL_SITES["final"]]
@@ -93,6 +153,15 @@ class Model:
     def bos(self) -> int | None:
         return None if self.tokenizer is None else self.tokenizer.bos_token_id
 
+    @property
+    def tokenizer_hash(self) -> str | None:
+        """sha256 over the tokenizer: two that agree in it make the same tokens."""
+        if self.tokenizer is None:
+            return None
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
     def to_tokens(self, text: str, *, prepend_bos: bool = True) -> list[int]:
         """Token ids of `text`, after BOS where the tokenizer has one."""
         if self.tokenizer is None:
@@ -105,6 +174,21 @@ class Model:
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]
         return [self.tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
+
+
+def _mlp_width(bridge: Any) -> int | None:
+    """Neurons of an MLP, read from its output weights; None where there is no one such matrix (no MLP, experts)."""
+    out = getattr(bridge.blocks[0]._modules.get("mlp"), "out", None)
+    weight = getattr(getattr(out, "original_component", None), "weight", None)
+    return None if weight is None else weight.numel() // int(bridge.cfg.d_model)
+
+
+def _pattern_is_causal(bridge: Any) -> bool:
+    """Whether `hook_pattern` stands before the values are mixed. Where attention is left whole to Hugging Face (OPT) it
+    is shown afterwards, and editing it does nothing."""
+    attention = bridge.blocks[0].attn
+    inside = getattr(attention.original_component, "accepts_pattern_fn", False)
+    return inside or type(attention).__name__ != "AttentionBridge"
 
 
 def load_model(
@@ -189,9 +273,25 @@ def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch
     digest = fingerprint(hf.config.to_dict(), hf.state_dict())
     commit = getattr(hf.config, "_commit_hash", None)
     hf.config._name_or_path = source
+    plain = _plain_twin(hf.to(device))
     bridge = _bridge().boot_transformers(source, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype)
     bridge.eval()
-    return Model(name, bridge, tokenizer, fingerprint=digest, revision=commit)
+    return Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
+
+
+def _plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
+    """The model again, of the same tensors, before hooks are put into its modules: what nothing reads or changes runs
+    here.
+
+    GPT-2's formula for GELU is written in eight steps there; it is taken in one (the same formula, 1e-6 apart).
+    """
+    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    twin = copy.deepcopy(hf, shared)
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(parent, name, torch.nn.GELU(approximate="tanh"))
+    return twin
 
 
 def _check_hub(name: str, revision: str | None) -> None:

@@ -2,13 +2,13 @@
 
 A hook point is named as TransformerLens names it, `blocks.3.hook_resid_post`; the short form is `3.resid_post`, and
 `*` or `2-5` in place of the layer selects several. A component is what an ablation speaks about: `L3H5`, `L3.attn`,
-`L3.mlp`. No torch here: pages that only browse import this.
+`L3.mlp`, ... (`Component`). No torch here: pages that only browse import this.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from interp.errors import UnknownComponent, UnknownSite, nearest
@@ -96,37 +96,107 @@ def layer_of(name: str) -> int:
 
 @dataclass(frozen=True)
 class Component:
-    """A part whose output can be replaced: `L3H5` (a head), `L3.attn`, `L3.mlp`."""
+    """A part of an activation that can be replaced: a head `L3H5`, an attention layer `L3.attn`, an MLP `L3.mlp`, a
+    neuron `L3N120`, the residual stream `L3.resid_pre`, an embedding `embed`, a latent of a dictionary `demo/417`, a
+    direction in the residual stream `refusal@3.resid_post`. `of` names the dictionary or the direction."""
 
     kind: str
     layer: int
     index: int = -1
+    of: str = ""
+    at: str = ""
+    """The hook point of a latent or a direction."""
 
     @property
     def name(self) -> str:
-        return f"L{self.layer}H{self.index}" if self.kind == "head" else f"L{self.layer}.{self.kind}"
+        if self.kind in ("head", "neuron"):
+            return f"L{self.layer}{'H' if self.kind == 'head' else 'N'}{self.index}"
+        if self.kind == "latent":
+            return f"{self.of}/{self.index}"
+        if self.kind == "direction":
+            return f"{self.of}@{short(self.at)}"
+        return self.kind if self.kind in MODEL_SITES else f"L{self.layer}.{self.kind}"
 
     @property
     def site(self) -> str:
-        """The hook point at which the component writes: `z` of a head, `attn_out`, `mlp_out`."""
-        return layer_site(self.layer, {"head": "z", "attn": "attn_out", "mlp": "mlp_out"}[self.kind])
+        """The hook point at which the component writes: `z` of a head, `post` of a neuron, `attn_out`, `mlp_out`."""
+        if self.at or self.kind in MODEL_SITES:
+            return self.at or MODEL_SITES[self.kind]
+        return layer_site(self.layer, _WRITES.get(self.kind, self.kind))
+
+    @property
+    def members(self) -> tuple[Component, ...]:
+        return (self,)
 
 
-def components(names: str | Sequence[str], *, n_layers: int, n_heads: int, has_mlp: bool = True) -> list[Component]:
-    """Components that `names` select: "heads", "mlps", "attn", or `L3H5`, `L3.mlp`, `L3.attn`, alone or in a list (a
-    string may list them with commas). UnknownComponent, with the nearest ones, for any other name."""
-    heads = [Component("head", layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    mlps = [Component("mlp", layer) for layer in range(n_layers)] if has_mlp else []
-    attns = [Component("attn", layer) for layer in range(n_layers)]
-    groups = {"heads": heads, "mlps": mlps, "attn": attns}
-    single = {component.name: component for component in heads + mlps + attns}
-    selected: dict[str, Component] = {}
-    for name in names.split(",") if isinstance(names, str) else names:
-        name = name.strip()
-        if not groups.get(name) and name not in single:
+_WRITES = {"head": "z", "neuron": "post", "attn": "attn_out", "mlp": "mlp_out"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Components replaced together: `L3H5+L4H1`; or all of a set but some, `heads-L3H5-L4H1`."""
+
+    name: str
+    members: tuple[Component, ...]
+    kind: str = "group"
+    layer: int = -1
+    index: int = -1
+
+
+def components(
+    names: str | Sequence[str | Sequence[str]],
+    *,
+    n_layers: int,
+    n_heads: int,
+    d_mlp: int | None = 0,
+    has_mlp: bool = True,
+    dictionaries: Mapping[str, tuple[str, int]] | None = None,
+    directions: Iterable[str] = (),
+) -> list[Component | Group]:
+    """Components that `names` select, each once, in the order given. A string may list several with commas.
+
+    Sets: "heads", "mlps", "attn", "neurons", "resid_pre", "resid_mid", "resid_post", of one layer "L3.heads",
+    "L3.neurons", all latents "demo/*". Together: "L3H5+L4H1" or a list within the list. All but some, together:
+    "heads-L3H5-L4H1", "heads+mlps-L3H5". `dictionaries`: name -> (hook point, latents). UnknownComponent, with the
+    nearest names, for any other.
+    """
+    sets: dict[str, list[Component]] = {
+        "heads": [Component("head", layer, head) for layer in range(n_layers) for head in range(n_heads)],
+        "mlps": [Component("mlp", layer) for layer in range(n_layers) if has_mlp],
+        "attn": [Component("attn", layer) for layer in range(n_layers)],
+        "neurons": [Component("neuron", layer, n) for layer in range(n_layers) for n in range(has_mlp * (d_mlp or 0))],
+    }
+    for kind in ("resid_pre", "resid_mid", "resid_post"):
+        sets[kind] = [Component(kind, layer) for layer in range(n_layers) if has_mlp or kind != "resid_mid"]
+    for kind in ("heads", "neurons"):
+        sets |= {f"L{layer}.{kind}": [c for c in sets[kind] if c.layer == layer] for layer in range(n_layers)}
+    for name, (site, d_sae) in (dictionaries or {}).items():
+        sets[f"{name}/*"] = [Component("latent", layer_of(site), n, name, site) for n in range(d_sae)]
+    single = {c.name: c for members in sets.values() for c in members} | {"embed": Component("embed", -1)}
+
+    def one(name: str) -> list[Component]:
+        direction, _, site = name.partition("@")
+        if site and direction in directions and short(full(site)).partition(".")[2] in LAYER_SITES:
+            return [Component("direction", layer_of(site), -1, direction, full(site))]
+        found = sets.get(name) or [single[name] for _ in range(name in single)]
+        if not found:
+            options = [*(s for s in sets if sets[s]), *single] + [f"{d}@{n_layers - 1}.resid_post" for d in directions]
             raise UnknownComponent(
                 f'no component "{name}" in a model of {n_layers} layers and {n_heads} heads. '
-                f"Nearest: {nearest(name, [*(g for g in groups if groups[g]), *single])}."
+                f"Nearest: {nearest(name, options)}."
             )
-        selected |= {c.name: c for c in groups.get(name) or [single[name]]}
+        return found
+
+    def together(name: str) -> list[Component | Group]:
+        if name in single or name in sets or not re.search(r"[+-]", name):
+            return list(one(name))
+        pieces = re.findall(r"(^|[+-])([^+-]+)", name)
+        kept = dict.fromkeys(c for sign, piece in pieces if sign != "-" for c in one(piece.strip()))
+        out = {c for sign, piece in pieces if sign == "-" for c in one(piece.strip())}
+        return [Group(name, tuple(c for c in kept if c not in out))]
+
+    selected: dict[str, Component | Group] = {}
+    for name in names.split(",") if isinstance(names, str) else names:
+        name = name if isinstance(name, str) else "+".join(name)
+        selected |= {c.name: c for part in name.split(",") for c in together(part.strip())}
     return list(selected.values())

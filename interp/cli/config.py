@@ -1,0 +1,149 @@
+"""Settings of a batch from a YAML file and from flags, checked before anything is loaded. A bad key is named with its
+line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interp.cli import options
+from interp.errors import InputError, MissingFile, UnknownKey, nearest
+
+Names = str | list[str]
+
+
+class Sweep(BaseModel):
+    """What one sweep measures. At the top of the file a key holds for every sweep that does not say otherwise."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str | None = Field(None, description="Ends the name of the run: OUT-NAME. Needed with several sweeps.")
+    task: str = Field(
+        "ioi", description='ioi, induction, agreement, prompt pairs (.jsonl), or "text:PATH" for running text.'
+    )
+    components: str | list[str | list[str]] = Field(
+        "heads",
+        description="heads, mlps, attn, neurons, resid_pre; L3H5, L3N120; together [L3H5, L4H1]; heads-L3H5-L4H1.",
+    )
+    method: Names = Field("mean", description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln.")
+    metric: Names | None = Field(None, description="logit_diff, loss, kl, prob, accuracy.")
+    position: int | str | list[int | str] = Field("all", description='"all", indices, labels of the task, or "each".')
+    reference: str | None = Field(None, description="Prompts of the mean: a task, a .jsonl, or text:PATH.")
+    classes: Names | None = Field(None, description='"built-in", names of classes, or a key of the labels.')
+    directions: dict[str, str] = Field({}, description="name: FILE.safetensors, for components name@3.resid_post.")
+    n: int | None = Field(None, description="Number of prompts; 200 of a built-in task, 64 windows of text.", ge=1)
+    seed: int = Field(0, description="Of the prompts drawn, of shuffle, of random groups and of the bootstrap.")
+
+
+class Config(Sweep):
+    """The file of `interp ablate`."""
+
+    model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
+    device: str | None = None
+    dtype: str = "float32"
+    out: str | None = Field(None, description="Name of the run, or what the runs' names begin with.")
+    workspace: str = str(options.WORKSPACE)
+    overwrite: bool = False
+    sweeps: list[dict[str, Any]] = Field(
+        [], description="Each with keys of a sweep; those above hold where it has none."
+    )
+
+    def each(self) -> list[Sweep]:
+        """The sweeps of the file, one where it lists none, each with the keys above filled in."""
+        shared = {key: getattr(self, key) for key in Sweep.model_fields if key in self.model_fields_set}
+        return [Sweep(**(shared | own)) for own in self.sweeps or [{}]]
+
+
+def read_config(path: Path | None, flags: dict[str, Any]) -> tuple[Config, list[Sweep]]:
+    """The file's keys with the flags given over them, in every sweep. One line naming file, line and key that is
+    wrong."""
+    node, content = (None, {}) if path is None else _read(path)
+    given = {key: value for key, value in flags.items() if value is not None}
+    loc: tuple[Any, ...] = ()
+    try:
+        for number, own in enumerate(content.get("sweeps") or []) if isinstance(content.get("sweeps"), list) else ():
+            loc = ("sweeps", number)
+            Sweep.model_validate(own)
+        loc = ()
+        config = Config.model_validate(content | given)
+    except ValidationError as error:
+        raise _named(error, loc, path, node, Sweep if loc else Config) from None
+    over = {key: value for key, value in given.items() if key in Sweep.model_fields}
+    sweeps = [Sweep(**(sweep.model_dump(exclude_unset=True) | over)) for sweep in config.each()]
+    if len(sweeps) > 1:
+        names = [sweep.name for sweep in sweeps]
+        if None in names or len(set(names)) < len(names):
+            raise InputError(f'{path}: with several sweeps each has a "name" of its own; given: {names}.')
+    return config, sweeps
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    import yaml
+
+    if not path.exists():
+        beside = [str(p) for p in path.parent.glob("*.y*ml")]
+        raise MissingFile(f'no file "{path}".' + (f" Nearest: {nearest(str(path), beside)}." if beside else ""))
+    text = path.read_text(encoding="utf-8")
+    try:
+        node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f'{path} holds no keys: write "task: ioi", a key a line.')
+    _no_key_twice(path, node)
+    return node, content or {}
+
+
+def _no_key_twice(path: Path, node: Any) -> None:
+    """InputError for a key given twice, of which YAML would silently take the last."""
+    for child in getattr(node, "value", None) or [] if not isinstance(getattr(node, "value", None), str) else []:
+        if isinstance(child, tuple):
+            keys = [key.value for key, _ in node.value]
+            if keys.count(child[0].value) > 1:
+                line = max(key.start_mark.line for key, _ in node.value if key.value == child[0].value) + 1
+                raise InputError(f'{path} line {line}: key "{child[0].value}" is given twice.')
+        _no_key_twice(path, child[1] if isinstance(child, tuple) else child)
+
+
+def _line(node: Any, loc: tuple[Any, ...]) -> int | None:
+    """The line of the file on which the key at `loc` stands; the nearest above it that there is."""
+    line = None
+    for step in loc:
+        value = getattr(node, "value", None)
+        if (
+            isinstance(step, int)
+            and isinstance(value, list)
+            and step < len(value)
+            and not isinstance(value[step], tuple)
+        ):
+            node = value[step]
+            line = node.start_mark.line + 1
+        elif isinstance(value, list):
+            pair = next((pair for pair in value if isinstance(pair, tuple) and pair[0].value == step), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+    return line
+
+
+def _named(error: ValidationError, loc: tuple, path: Path | None, node: Any, form: type[BaseModel]) -> InputError:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "sweeps"
+    line = _line(node, (*loc, *first["loc"]))
+    where = "" if line is None else f"{path} line {line}: "
+    if first["type"] == "extra_forbidden":
+        return UnknownKey(f'{where}unknown key "{key}". Nearest: {nearest(key, form.model_fields)}.')
+    return InputError(f'{where}key "{key}": {first["msg"]}, {first["input"]!r} given.')
+
+
+def read_shard(text: str | None, environment: dict[str, str]) -> tuple[int, int] | None:
+    """`"2/8"` as (2, 8); without it, the rank that torchrun gives this process. InputError for another form."""
+    if text is None:
+        world = int(environment.get("WORLD_SIZE", "1"))
+        return (int(environment["RANK"]) + 1, world) if world > 1 and "RANK" in environment else None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f'shard "{text}" given: write i/n with i from 1 to n, e.g. --shard 2/8.')
+    return int(match[1]), int(match[2])

@@ -1,0 +1,78 @@
+"""A run of effects as one HTML file that needs nothing else: no network, no server. Everything from outside is
+escaped."""
+
+from __future__ import annotations
+
+import html as escape
+import json
+from typing import Any
+
+import pandas as pd
+
+from interp.causal.effects import Effects
+from interp.plots import effects as figure_of
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;font-size:13px}td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}pre{background:#f5f5f5;padding:1em;overflow:auto;font-size:12px}
+"""
+_SHOWN = ["component", "position", "effect", "ci_low", "ci_high", "q", "baseline", "value", "n"]
+N_ROWS = 30
+
+
+def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
+    """The page: for each method and metric the figure and the strongest rows; groups beside random ones; what made
+    it."""
+    from plotly.offline import get_plotlyjs
+
+    table = effects.table()
+    parts = [_sentence(effects, run)]
+    for (method, metric), rows in table.groupby(["method", "metric"], sort=False):
+        parts.append(f"<h2>{escape.escape(f'{method}: {metric}')}</h2>")
+        shown = rows[(rows.kind != "random") & rows.effect.notna()]
+        if len(shown):
+            parts.append(figure_of(shown).to_html(full_html=False, include_plotlyjs=False))
+        parts.append(_rows(shown))
+        parts += _groups(rows)
+    made = {key: run.get(key) for key in ("command", "config", "model", "seed", "versions", "started", "device")}
+    said = escape.escape(json.dumps(made | {"prompts": effects.about.get("prompts")}, indent=1, ensure_ascii=False))
+    title = escape.escape(name)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<script>{get_plotlyjs()}</script></head><body><h1>{title}</h1>{''.join(parts)}"
+        f"<h2>What made this</h2><pre>{said}</pre></body></html>\n"
+    )
+
+
+def _sentence(effects: Effects, run: dict[str, Any]) -> str:
+    model = (run.get("model") or {}).get("name", "a model")
+    text = (
+        f'"{model}", task {effects.about.get("task", "not recorded")}: effect is after minus before, in the metric\'s '
+        "unit, with its 95% bootstrap interval over prompts; q is a paired t-test's p, adjusted (Benjamini-Hochberg)."
+    )
+    return f"<p>{escape.escape(text)}</p>"
+
+
+def _rows(rows: pd.DataFrame) -> str:
+    order = rows.effect.abs().sort_values(ascending=False, kind="stable").index[:N_ROWS]
+    left = len(rows) - len(order)
+    more = f"<p>{left:,} more rows in effects.parquet.</p>" if left else ""
+    return rows.loc[order, _SHOWN].to_html(index=False, escape=True, float_format="{:.4g}".format, border=0) + more
+
+
+def _groups(rows: pd.DataFrame) -> list[str]:
+    """A line for each group: how its effect stands among those of random groups of its size."""
+    found = []
+    for group in rows[rows.kind == "group"].itertuples():
+        like = rows[(rows.kind == "random") & rows.component.str.endswith(f" for {group.component}")]
+        like = like[like.position == group.position]
+        if len(like):
+            stronger = int((like.effect.abs() < abs(group.effect)).sum())
+            text = (
+                f"{group.component}: effect {group.effect:+.3g}; {len(like)} random groups of its size and kinds: "
+                f"{like.effect.min():+.3g} to {like.effect.max():+.3g}, mean {like.effect.mean():+.3g}; it is stronger "
+                f"than {stronger} of them."
+            )
+            found.append(f"<p>{escape.escape(text)}</p>")
+    return found
