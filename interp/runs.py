@@ -114,8 +114,8 @@ def _now() -> str:
 def check_free(path: Path, overwrite: bool) -> None:
     """AlreadyExists if `path` holds a finished result, or files that are not ours."""
     path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+    if not path.exists() or (path.is_dir() and all(f.name.startswith(".run.json.") for f in path.iterdir())):
+        return  # nothing there, or what a kill left of the very first file
     if not (path / "run.json").exists():
         raise AlreadyExists(f"{path} exists and is not a result of the workbench: choose another --out.")
     if is_done(path) and not overwrite:

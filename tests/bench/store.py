@@ -1,0 +1,374 @@
+"""How fast a store is written, read, shuffled and recorded, as ratios to the plainest thing that moves the same bytes.
+
+    python tests/bench/store.py [--rounds 5] [--rows 262144] [--folder /tmp] [--only write,read,shuffle]
+    python tests/bench/store.py --only gpu          on a machine with a GPU
+
+Contenders take turns in one run, so that a busy machine slows all of them alike; a ratio is of medians. Rows are 768
+values of bfloat16 (1.5 kB), one hook point, unless it says otherwise. Reads are warm: from the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+D = 768
+
+
+def medians(contenders: dict, rounds: int) -> dict[str, float]:
+    """Seconds of each, called in turn; the first round warms up."""
+    took = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, call in contenders.items():
+            before = time.perf_counter()
+            call()
+            if number:
+                took[name].append(time.perf_counter() - before)
+    return {name: statistics.median(times) for name, times in took.items()}
+
+
+def say(what: str, ratio: float, least: float | None, told: str = "") -> None:
+    mark = "" if least is None else f"  (to reach {least:.2f}: {'yes' if ratio >= least else 'NO'})"
+    print(f"{what:58s} {ratio:6.2f}{mark}  {told}", flush=True)
+
+
+def arrays(n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "activations/blocks.0.hook_resid_post": rng.integers(0, 2**16, (n, D), np.uint16),
+        "tokens": np.ones(n, np.int32), "sequence": np.arange(n) // 128, "document": np.zeros(n, np.int64),
+        "position": (np.arange(n) % 128).astype(np.int32),
+    }  # fmt: skip
+
+
+def write_one(folder: Path, number: int, parts: dict[str, np.ndarray], end: int, sync: bool) -> int:
+    from interp.store import format
+
+    statistics_ = {"blocks.0.hook_resid_post": {"sum": np.zeros(D), "sumsq": np.zeros(D)}}
+    n = len(parts["tokens"])
+    shard = format.write_shard(
+        folder, number, parts, statistics_, about={"dtype": "bfloat16"}, first_row=number * n, first_window=0,
+        windows=n // 128, next={"last": False}, sync=sync,
+    )  # fmt: skip
+    return format.append_manifest(folder, shard, after=end, sync=sync)
+
+
+def bench_write(folder: Path, n: int, rounds: int) -> None:
+    per_shard = 87_040  # 128 MiB of 1.5 kB rows
+    data = arrays(n)
+    shards = [{k: v[i : i + per_shard] for k, v in data.items()} for i in range(0, n - per_shard + 1, per_shard)]
+
+    def ours(sync: bool) -> None:
+        shutil.rmtree(folder / "ours", ignore_errors=True)
+        (folder / "ours").mkdir()
+        end = 0
+        for number, parts in enumerate(shards):
+            end = write_one(folder / "ours", number, parts, end, sync)
+
+    def plain(sync: bool) -> None:
+        (folder / "plain").unlink(missing_ok=True)
+        with open(folder / "plain", "wb", buffering=0) as file:
+            for parts in shards:
+                for array in parts.values():
+                    view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                    while view:
+                        view = view[file.write(view) :]
+            if sync:
+                os.fsync(file.fileno())
+
+    size = sum(a.nbytes for parts in shards for a in parts.values()) / 2**20
+    took = medians({"ours": lambda: ours(False), "plain": lambda: plain(False)}, rounds)
+    say("writing, checksums included / plain write()", took["plain"] / took["ours"], 0.8,
+        f"{size / took['ours']:,.0f} MiB/s of {size:,.0f} MiB")  # fmt: skip
+    took = medians({"ours": lambda: ours(True), "plain": lambda: plain(True)}, rounds)
+    say("writing, every shard synced / plain write() + one fsync", took["plain"] / took["ours"], 0.75,
+        f"{size / took['ours']:,.0f} MiB/s")  # fmt: skip
+
+
+def made_store(folder: Path, n: int, shard_rows: int = 87_040):
+    """A store of random rows, without a model."""
+    from interp import runs
+    from interp.store import format
+    from interp.store.reading import Store
+
+    path = folder / f"store{n}"
+    if not path.exists():
+        path.mkdir()
+        data, end = arrays(n), 0
+        format.write_description(path, {
+            "format_version": format.VERSION, "model": {"name": "random", "fingerprint": "none"}, "bos": None,
+            "sites": ["blocks.0.hook_resid_post"], "patterns": [], "context": 128, "dtype": "bfloat16",
+        })  # fmt: skip
+        for number, start in enumerate(range(0, n, shard_rows)):
+            end = write_one(path, number, {k: v[start : start + shard_rows] for k, v in data.items()}, end, False)
+        format.write_index(path, format.read_manifest(path).shards)
+        format.close(path, format.read_manifest(path))
+        runs.write_run(path, {"kind": "record", "status": "done"})
+    return Store(path)
+
+
+def bench_read(folder: Path, n: int, rounds: int) -> None:
+    store = made_store(folder, n)
+    rows = store["0.resid_post"]
+    buffer = np.empty(format_block() * D, np.uint16)
+
+    def plain() -> None:
+        for shard in store.shards:
+            place = shard.datasets["activations/blocks.0.hook_resid_post"]
+            fd = os.open(store.path / shard.file, os.O_RDONLY)
+            for at in range(0, place.n_bytes, buffer.nbytes):
+                os.preadv(fd, [memoryview(buffer.view(np.uint8))[: place.n_bytes - at]], place.offset + at)
+            os.close(fd)
+
+    def ours(verify: bool) -> None:
+        for _ in rows.blocks(verify=verify):
+            pass
+
+    took = medians({"plain": plain, "ours": lambda: ours(False), "verified": lambda: ours(True)}, rounds)
+    size = rows.places[0].row_bytes * len(rows) / 2**20
+    say("sequential reading / preadv", took["plain"] / took["ours"], 0.9, f"{size / took['ours']:,.0f} MiB/s")
+    say("sequential reading, verified / preadv", took["plain"] / took["verified"], 0.75)
+
+
+def format_block() -> int:
+    from interp.store import format
+
+    return format.BLOCK
+
+
+def bench_shuffle(folder: Path, n: int, rounds: int) -> None:
+    """The gather alone: the same rows in the same order, out of an array in RAM and out of the store."""
+    from interp.store.shuffling import gather
+
+    store = made_store(folder, n)
+    rows = store["0.resid_post"]
+    held = [np.array(rows._part(i)) for i in range(len(rows.places))]
+    order = np.random.default_rng(0).permutation(n)
+    batches = [np.sort(order[i : i + 4096]) for i in range(0, n - 4095, 4096)]
+
+    class InMemory:
+        starts, places, shape, dtype = rows.starts, rows.places, rows.shape, rows.dtype
+
+        def _part(self, i):
+            return held[i]
+
+    memory = InMemory()
+    took = medians(
+        {
+            "memory": lambda: [gather(memory, idx) for idx in batches],
+            "store": lambda: [gather(rows, idx) for idx in batches],
+        },
+        rounds,
+    )
+    size = len(batches) * 4096 * rows.places[0].row_bytes / 2**20
+    say("shuffled batches of 1.5 kB rows / the same gather in RAM", took["memory"] / took["store"], 0.9,
+        f"{size / took['store']:,.0f} MiB/s")  # fmt: skip
+
+
+def bench_quality() -> None:
+    """Variance of batch means against batches drawn independently: rows alike inside a document of 128 tokens
+    (correlation .2), and a drift along the source (.02). On row numbers alone."""
+    from interp.store import shuffling
+
+    n, batch = 1 << 23, 4096
+    rng = np.random.default_rng(0)
+    document = np.repeat(rng.standard_normal(n // 128), 128) * np.sqrt(0.2)
+    drift = np.sqrt(12 * 0.02) * (np.arange(n) / n - 0.5)
+    noise = rng.standard_normal(n)
+    sources = {"documents": document + np.sqrt(0.8) * noise, "drift": drift + np.sqrt(0.98) * noise}
+
+    class Numbers:
+        """A store whose activation is the row's number."""
+
+        n_rows, description = n, {"bos": None}
+
+    class Rows:
+        dtype, shape = "<i8", (n,)
+
+        class place:
+            stored = np.dtype("<i8")
+
+        places = [place]
+
+        def read(self, start, stop):
+            return np.arange(start, stop)
+
+    plain = shuffling._load
+    shuffling._load = lambda rows, idx, device: torch.from_numpy(idx.copy())
+    try:
+        batches = [b[0].numpy() for b in shuffling._from_buffer(Numbers(), [Rows()], rng, batch, 0, None, "cpu")]
+    finally:
+        shuffling._load = plain
+    assert len(np.unique(np.concatenate(batches))) == n
+    for name, value in sources.items():
+        means = np.array([value[b].mean() for b in batches])
+        ratio = means.var() / (value.var() / batch)
+        what, error = f"variance of batch means against iid, {name}", np.sqrt(2 / len(batches))
+        fine = "yes" if ratio <= 1.1 else "NO"
+        print(f"{what:58s} {ratio:6.2f}  (at most 1.10: {fine})  {len(batches)} batches, standard error {error:.2f}")
+
+
+def random_model(folder: Path, device: str, **config):
+    from tokenizers import Tokenizer, models
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from interp.decoder.loading import load_model
+
+    torch.manual_seed(0)
+    dtype = config.pop("dtype", "float32")
+    folder.mkdir(parents=True, exist_ok=True)
+    GPT2LMHeadModel(GPT2Config(**config)).save_pretrained(folder)
+    end = "<|endoftext|>"
+    words = Tokenizer(models.WordLevel({end: 0, **{f"w{i}": i for i in range(1, 1000)}}, unk_token=end))
+    from tokenizers import pre_tokenizers
+
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=end, eos_token=end, unk_token=end).save_pretrained(folder)
+    return load_model(str(folder), device=device, dtype=dtype)
+
+
+def bench_recording(folder: Path, name: str, model, site: str, n_tokens: int, rounds: int, text, **settings) -> None:
+    """Tokens a second of `record` against the bare forward passes of the plain Hugging Face model (its logits not
+    made: `base_model`), on the same windows."""
+    from transformers import AutoModelForCausalLM
+
+    from interp import record
+    from interp.decoder.loading import BUNDLED
+
+    source = BUNDLED if model.name == "bundled" else model.name
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).to(model.device).eval().base_model
+    sample = record(model, text, sites=site, n_tokens=n_tokens, out=folder / "sample", progress=False, **settings)
+    tokens = torch.from_numpy(sample.tokens[:].astype(np.int64)).unflatten(0, (-1, sample.context)).to(model.device)
+    size = sample.description["batch_size"]
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in tokens.split(size):
+                plain(batch, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def ours() -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        record(model, text, sites=site, n_tokens=n_tokens, out=folder / "out", progress=False, **settings)
+
+    took = medians({"bare": bare, "ours": ours}, rounds)
+    n = sample.n_rows
+    say(f"recording {name} / bare forward passes", took["bare"] / took["ours"], 0.85,
+        f"{n / took['ours']:,.0f} of {n / took['bare']:,.0f} tokens/s")  # fmt: skip
+    for path in (folder / "sample", folder / "out"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def bench_record(folder: Path, rounds: int) -> None:
+    from interp import load_model
+
+    text = folder / "words.txt"
+    rng = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{i}" for i in rng.integers(1, 1000, 60_000)))
+    bundled = load_model("bundled")
+    last = f"{bundled.n_layers - 1}.resid_post"
+    bench_recording(folder, f"{last} of the bundled model", bundled, last, 50_000, rounds, "bundled")
+    small = random_model(folder / "gpt2", "cpu", n_positions=1024)
+    bench_recording(folder, "11.resid_post of a GPT-2 small", small, "11.resid_post", 8_192, max(2, rounds // 2), text)
+
+
+def bench_gpu(folder: Path, rounds: int) -> None:
+    text = folder / "words.txt"
+    rng = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{i}" for i in rng.integers(1, 1000, 1_100_000)))
+    model = random_model(
+        folder / "medium", "cuda", n_layer=24, n_embd=1024, n_head=16, n_positions=1024, dtype="bfloat16"
+    )  # fmt: skip
+    bench_recording(
+        folder, "*.resid_post of 24 layers of 1024, bf16", model, "*.resid_post", 1_000_000, rounds, text,
+        dtype="bfloat16", context=512,
+    )  # fmt: skip
+
+
+def bench_memory(folder: Path) -> None:
+    """Peak memory of writing and reading back 1 and 8 GiB, each in a process of its own."""
+    peaks = {}
+    for gib in (1, 8):
+        command = [sys.executable, __file__, "--child", str(gib), "--folder", str(folder)]
+        peaks[gib] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    say("peak memory of 1 GiB / of 8 GiB of store", peaks[1] / peaks[8], 0.9,
+        f"{peaks[1]:,.0f} and {peaks[8]:,.0f} MiB")  # fmt: skip
+
+
+def child(folder: Path, gib: int) -> None:
+    from interp.store.reading import Store
+    from interp.store.writing import Ring, Slot
+
+    path = folder / f"memory{gib}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    n = 87_040
+    name = "activations/blocks.0.hook_resid_post"
+    source = torch.randint(0, 2**15, (n, D), dtype=torch.int16).view(torch.bfloat16)
+    columns = {
+        "tokens": np.ones(n, np.int32), "sequence": np.arange(n), "document": np.zeros(n, np.int64),
+        "position": np.zeros(n, np.int32),
+    }  # fmt: skip
+    with Ring(path, lambda: Slot({name: ((n, D), torch.bfloat16)}, pin=False), sync=False) as ring:
+        for _ in range(gib * 8):
+            slot = ring.slot()
+            slot.data[name].copy_(source)
+            ring.send(slot, lambda slot=slot: {
+                "arrays": columns | slot.arrays({name: n}), "about": {"dtype": "bfloat16"}, "windows": n // 128,
+                "statistics": {}, "first_window": 0, "next": {"last": False},
+            })  # fmt: skip
+    from interp import runs
+    from interp.store import format
+
+    format.write_description(path, {"format_version": format.VERSION, "model": {}, "bos": None, "context": 128,
+                                    "sites": [name.split("/")[1]], "patterns": []})  # fmt: skip
+    format.write_index(path, format.read_manifest(path).shards)
+    format.close(path, format.read_manifest(path))
+    runs.write_run(path, {"kind": "record", "status": "done"})
+    for _ in Store(path)["0.resid_post"].blocks(verify=True):
+        pass
+    shutil.rmtree(path)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=262_144)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--only", default="write,read,shuffle,quality,record,memory")
+    parser.add_argument("--child", type=int)
+    s = parser.parse_args()
+    if s.child:
+        return child(s.folder, s.child)
+    print(json.dumps({"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}))
+    with tempfile.TemporaryDirectory(dir=s.folder) as name:
+        folder = Path(name)
+        benches = {
+            "write": lambda: bench_write(folder, s.rows, s.rounds),
+            "read": lambda: bench_read(folder, s.rows, s.rounds),
+            "shuffle": lambda: bench_shuffle(folder, s.rows, s.rounds),
+            "quality": bench_quality,
+            "record": lambda: bench_record(folder, s.rounds),
+            "memory": lambda: bench_memory(folder),
+            "gpu": lambda: bench_gpu(folder, s.rounds),
+        }
+        for which in s.only.split(","):
+            benches[which]()
+
+
+if __name__ == "__main__":
+    main()
