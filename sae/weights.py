@@ -21,6 +21,8 @@ from interp.decoder.sites import layer_of, short
 from sae.dictionary import Dictionary
 
 N_TOKENS, N_NEIGHBOURS, BLOCK = 10, 10, 1024
+DIRECT = ("embed", "pos_embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""Sites that are the residual stream, or are added to it as they are."""
 
 
 def encoder_cosine(dct: Dictionary) -> Float[np.ndarray, " d_sae"]:
@@ -38,14 +40,12 @@ def to_residual(dct: Dictionary, model: Model, latents: slice = slice(None)) -> 
     kind, layer = short(site).partition(".")[2] or site.removeprefix("hook_"), layer_of(site)
     rows = dct.W_dec[latents].detach().float()
     rows = rearrange(rows, "latent (site d) -> site latent d", site=len(dct.out_sites))[-1]
-    if kind in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") or site in (
-        "hook_embed",
-        "hook_pos_embed",
-    ):
+    if kind in DIRECT:
         return rows
     if kind == "z":
-        return rows @ rearrange(model.bridge.blocks[layer].attn.W_O, "head d_head d_model -> (head d_head) d_model")
-    return rows @ model.bridge.blocks[layer].mlp.W_out if kind == "post" else None
+        W_O = model.bridge.blocks[layer].attn.W_O.float()
+        return rows @ rearrange(W_O, "head d_head d_model -> (head d_head) d_model")
+    return rows @ model.bridge.blocks[layer].mlp.W_out.float() if kind == "post" else None
 
 
 def last_norm(model: Model, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

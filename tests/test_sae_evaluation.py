@@ -10,12 +10,14 @@ import torch.nn.functional as F
 
 
 @pytest.fixture(scope="module")
-def dct(tiny_store):
-    import sae
-
-    return sae.train(
-        tiny_store, site="1.resid_post", d_sae=64, k=4, batch_size=128, n_tokens=100 * 128, lr=3e-3, progress=False
-    )
+def dct(make_dictionary, tiny_store):
+    """One that is better than nothing: latents are the principal axes, both ways, of which 8 may fire."""
+    x = torch.from_numpy(tiny_store["1.resid_post"][tiny_store.content_rows])
+    dct = make_dictionary(k=8, model=dict(tiny_store.model), context=32)
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh
+    both = torch.cat([axes, -axes])
+    dct.W_enc.copy_(both.T), dct.W_dec.copy_(both), dct.b_dec.copy_(x.mean(0)), dct.b_enc.zero_()
+    return dct
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,15 @@ def report(dct, tiny_model, tiny_text):
     return sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=1000, batch_size=5)
 
 
-@pytest.fixture(scope="module")
-def tokens(tiny_model, tiny_text):
+def windows_of(model, text, n_tokens):
     from interp.data.text import read_text, windows
 
-    return windows(tiny_model, read_text(str(tiny_text)), context=32, n_tokens=1000)
+    return windows(model, read_text(str(text)), context=32, n_tokens=n_tokens)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_model, tiny_text):
+    return windows_of(tiny_model, tiny_text, 1000)
 
 
 def slow_logits(model, tokens, change):
@@ -112,15 +118,20 @@ def test_fvu_of_the_mean_is_one_and_of_a_perfect_dictionary_zero():
         assert fit.fvu == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_dictionary_on_heads_is_evaluated_over_heads_side_by_side(tiny_model, tiny_text, tmp_path):
-    import interp.store.recording as recording
+def test_a_dictionary_on_heads_is_evaluated_over_heads_side_by_side(make_dictionary, tiny_model, tiny_text):
+    """The site's activations, by hand, are its heads one after the other."""
     import sae
+    from interp.decoder.hooks import captured
 
-    store = recording.record(tiny_model, str(tiny_text), sites="0.z", n_tokens=1000, context=32, out=tmp_path / "z")
-    dct = sae.train(store, site="0.z", d_sae=64, k=16, batch_size=64, progress=False)
-    assert dct.d_in == 32
+    dct = make_dictionary(site="blocks.0.attn.hook_z")
     report = sae.evaluate(dct, tiny_model, str(tiny_text), context=32, n_tokens=500)
-    assert report.fvu < 1 and math.isfinite(report.ce_recovered_mean)
+    ids = windows_of(tiny_model, tiny_text, 500)
+    with torch.no_grad(), captured(tiny_model, ["0.z"]) as cache:
+        tiny_model(ids)
+    x = torch.cat([cache["blocks.0.attn.hook_z"][:, :, head] for head in range(4)], -1)[ids != tiny_model.bos]
+    error = (x - dct(x)).double().square().sum()
+    assert report.fvu == pytest.approx(float(error / (x - x.mean(0)).double().square().sum()), rel=1e-4)
+    assert math.isfinite(report.ce_recovered_mean)
 
 
 def test_report_comes_back_and_keeps_what_training_wrote(report, tmp_path):
