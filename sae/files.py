@@ -184,7 +184,7 @@ def _whereabouts(folder: Path, cfg: dict[str, Any], is_transcoder: bool) -> dict
     if (folder / "run.json").exists():
         model = runs.read(folder).get("model") or model
     site = metadata.get("hook_names") or metadata.get("hook_name") or metadata.get("hook_point") or ""
-    out_site = metadata.get("hook_names_out") or metadata.get("hook_name_out") or "" if is_transcoder else None
+    out_site = metadata.get("hook_names_out") or metadata.get("hook_name_out") or "unknown" if is_transcoder else None
     return {"site": site, "out_site": out_site, "model": model, "context": metadata.get("context_size")}
 
 

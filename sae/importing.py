@@ -93,7 +93,7 @@ def read_sparsify(folder: Path) -> Parts:
     elif folder.name == "embed_tokens":
         site = "hook_embed"
     if cfg.get("transcode"):
-        site, out_site = (f"blocks.{found[1]}.{module}.hook_in" if found else "in"), site or "out"
+        site, out_site = (f"blocks.{found[1]}.{module}.hook_in" if found else ""), site or "unknown"
     above = folder.parent / "config.json"
     training = read_json(above) if above.exists() else {}
     return weights, {

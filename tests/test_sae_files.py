@@ -130,6 +130,17 @@ def test_what_is_read_does_what_saelens_does_with_the_files(kind, centre, make, 
     torch.testing.assert_close(again(x), out, rtol=1e-5, atol=1e-4)  # sums over 64 latents of size 10
 
 
+def test_a_transcoder_that_does_not_say_its_sites_is_one_all_the_same(make, tmp_path):
+    import sae
+    from sae.files import save
+
+    save(dct := make("skip_transcoder"), tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"metadata": {"sae_lens_version": "6.54.12"}}))
+    again, x = sae.load(tmp_path), torch.randn(9, 32)
+    assert again.is_transcoder and again.out_sites == ("unknown",) and torch.equal(again(x), dct(x))
+
+
 def test_cfg_from_before_saelens_6_is_read(make, tmp_path):
     import sae
     from sae.files import save

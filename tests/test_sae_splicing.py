@@ -160,3 +160,22 @@ def test_splices_that_cannot_be_are_refused(make_dictionary, tiny_model):
     refused(InputError, "holds no blocks.1.hook_resid_post", make_dictionary(**WHERE["crosscoder"]), given=given)
     refused(UnknownSite, "Nearest", make_dictionary(out_site="blocks.1.hook_mlp_oui"))
     refused(WrongModel, 'trained on "other"', make_dictionary(model={"name": "other", "fingerprint": "sha256:0"}))
+
+
+@torch.no_grad()
+def test_ablating_a_latent_is_splicing_it_out(make_dictionary, tiny_model, pairs):
+    import interp
+    import sae
+
+    dct = make_dictionary()
+    z = clean_pass(tiny_model, pairs.tokens("clean"), dct)[1][SITE]
+    latent = int(dct.encode(z).sum((0, 1)).argmax())
+    effects = interp.ablate(
+        tiny_model, pairs, components=[f"demo/{latent}"], method="zero", metric="logit_diff", dictionaries={"demo": dct}
+    )
+    logits = spliced_logits(tiny_model, pairs.tokens("clean"), dct, edit=sae.zero(latent), keep_error=True)
+    prompt, pos, answer, wrong = pairs.reads()
+    difference = logits[prompt, pos, answer] - logits[prompt, pos, wrong]
+    row = effects.table().iloc[0]
+    assert row["component"] == f"demo/{latent}" and row["kind"] == "latent" and abs(row["effect"]) > 1e-3
+    assert row["value"] == pytest.approx(float(difference.mean()), abs=1e-4)
