@@ -103,7 +103,7 @@ def test_export_writes_a_bare_folder_for_others_and_takes_theirs_in(run, workspa
         (("train", "--store", "demo", "--site", "1.resid_post", "--out", "x", "--dtype", "float16"), "float32"),
         (("train", "--store", "demo", "--site", "1.resid_post", "--out", "demo"), "--overwrite"),
         (("eval", "dmo"), 'no "dmo".*Nearest: demo'),
-        (("eval", "demo", "--labelled", "none.jsonl"), "no labelled text at none.jsonl"),
+        (("eval", "demo", "--labelled", "none.jsonl", "--overwrite"), "no labelled text at none.jsonl"),
         (("features", "demo", "--store", "none"), 'no "none"'),
         (("features", "demo"), "--store or --text"),
         (("features", "demo", "--store", "demo", "--text", "bundled"), "--store or --text"),
