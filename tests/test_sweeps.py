@@ -75,12 +75,13 @@ def slowly(model, task, edits, metric, which="clean"):
 
 
 def put(index, new, positions=slice(None)):
-    """An edit that writes `new` to `positions` of [1, pos, index]."""
+    """An edit that writes `new` to `positions` of [1, pos, index], for each of a list of indices."""
 
     def edit(value):
         value = value.clone()
-        part = value if index is None else value[:, :, index]
-        part[:, positions] = new
+        for one in index if isinstance(index, list) else [index]:
+            part = value if one is None else value[:, :, one]
+            part[:, positions] = new
         return value
 
     return edit

@@ -111,13 +111,13 @@ class Effects:
         path = Path(path)
         if not (path / "effects.parquet").exists():
             raise MissingFile(f"no effects.parquet in {path}: make one with interp ablate or interp patch.")
-        values, baseline = {}, {}
+        rows = pd.read_parquet(path / "effects.parquet")
+        keys = list(dict.fromkeys(zip(rows.method, rows.metric, strict=True)))
         with h5py.File(path / "effects.h5", "r") as file:
-            for method, metrics in file["values"].items():
-                values |= {(method, metric): data[()] for metric, data in metrics.items()}
-            baseline |= {metric: data[()] for metric, data in file["baseline"].items()}
+            values = {(method, metric): file[f"values/{method}/{metric}"][()] for method, metric in keys}
+            baseline = {metric: file[f"baseline/{metric}"][()] for _, metric in keys}
             about = json.loads(file.attrs.get("about", "{}"))
-        return cls(pd.read_parquet(path / "effects.parquet"), values, baseline, about)
+        return cls(rows, values, baseline, about)
 
 
 def build(
