@@ -42,7 +42,7 @@ def test_the_three_commands_from_store_to_features(run, workspace, tiny_text):
         "train", "--store", "demo", "--site", "1.resid_post", "--d-sae", 32, "--k", 4, "--batch-size", 128,
         "--n-tokens", 2000, "--out", "cli", *here,
     )  # fmt: skip
-    assert status == 0 and "32 latents on blocks.1.hook_resid_post" in said, error
+    assert status == 0 and "Next: interp sae eval cli" in said, error
     status, said, error = run("eval", "cli", "--text", tiny_text, "--context", 32, "--n-tokens", 500, *here)
     assert status == 0 and "ce_recovered_mean" in said, error
     metrics = workspace / "saes" / "cli" / "metrics.json"
