@@ -71,8 +71,8 @@ class Forward:
 
     def of_latents(self, rows: Tensor) -> Forward:
         """The dictionary of some latents only."""
-        some = {name: self.weights[name][rows] for name in ("W_enc", "b_enc", "W_dec")}
-        return replace(self, pre=self.pre[:, rows], weights={**self.weights, **some})
+        some = {name: self.weights[name].index_select(0, rows) for name in ("W_enc", "b_enc", "W_dec")}
+        return replace(self, pre=self.pre.index_select(1, rows), weights={**self.weights, **some})
 
 
 @dataclass(frozen=True)

@@ -157,17 +157,20 @@ class _Decoded(Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, pairs: Pairs) -> Tensor:
-        ctx.save_for_backward(values, W_dec)
         ctx.pairs = pairs
-        return pairs.rows(values, W_dec)
+        with torch.enable_grad():  # a graph of its own, for the gradient of the values
+            ctx.values, ctx.W_dec = values.detach().requires_grad_(), W_dec.detach()
+            ctx.out = pairs.rows(ctx.values, ctx.W_dec)
+        return ctx.out.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
-        values, W_dec = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        to_values = ctx.pairs.dots(gradient, W_dec) if ctx.needs_input_grad[0] else None
-        to_weights = ctx.pairs.outer(values, gradient) if ctx.needs_input_grad[1] else None
+        gradient, to_values, to_weights = gradient.contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            to_values = torch.autograd.grad(ctx.out, ctx.values, gradient)[0]
+        if ctx.needs_input_grad[1]:
+            to_weights = ctx.pairs.outer(ctx.values.detach(), gradient)
         return to_values, to_weights, None
 
 
@@ -186,7 +189,7 @@ def encoded(
     bfloat16 the numbers at the pairs are computed anew in x's precision: bfloat16 then only chooses the pairs.
     """
     if pre.dtype == x.dtype:
-        values = pre[pairs.token, pairs.latent]
+        values = pre.view(-1)[pairs.token * pre.shape[1] + pairs.latent]
     else:
         values = pairs.dots(x, W_enc) + b_enc.detach()[pairs.latent]
     return _Encoded.apply(values, x, centre, W_enc, b_enc, pairs)

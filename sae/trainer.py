@@ -18,8 +18,9 @@ from sae.config import TrainConfig
 from sae.dictionary import Dictionary
 from sae.losses import LOSSES, Forward, auxk, reconstruction, remove_radial
 
-THRESHOLD_RATE = 0.01
-"""Of the moving average of each batch's smallest latent that serves BatchTopK as threshold (SAELens' 0.01)."""
+AVERAGED = 100
+"""Steps over which each batch's smallest latent is averaged (a moving average, as in arXiv:2412.06410) to serve BatchTopK
+as threshold: at most this many (SAELens' rate of 0.01), and at most a tenth of the training."""
 
 
 class Trainer:
@@ -84,8 +85,8 @@ class Trainer:
         values = terms.values.detach()
         if self.is_batch and len(values):
             self.smallest = values.min()
-            drawn = self.threshold.lerp(self.smallest, THRESHOLD_RATE)
-            self.threshold = torch.where(self.threshold > 0, drawn, self.smallest)
+            moved = self.threshold.lerp(self.smallest, 1 / max(1, min(AVERAGED, config.n_steps // 10)))
+            self.threshold = torch.where(self.threshold > 0, moved, self.smallest)
         fires = torch.bincount(terms.pairs.latent[values != 0], minlength=config.d_sae)
         report = {"loss": loss, "aux": aux, "error": reconstruction(y, terms.y_hat)}
         return {name: value.detach() for name, value in report.items()}, fires

@@ -153,7 +153,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(architecture, x):
 
 
 def test_weight_decay_is_adamws(x):
-    plain, decayed = (trainer_after(1, x, weight_decay=d, architecture="standard", clip=0) for d in (0.0, 0.5))
+    plain, decayed = (trainer_after(1, x, weight_decay=d, architecture="standard", clip=0.0) for d in (0.0, 0.5))
     rate = plain.config.rate(0)
     before = trainer_after(0, x, architecture="standard").weights["W_enc"]
     torch.testing.assert_close(decayed.weights["W_enc"], plain.weights["W_enc"] - 0.5 * rate * before)
@@ -184,7 +184,7 @@ def test_a_diverged_training_stops_before_it_spoils_the_checkpoint(tiny_store, t
     import sae
 
     with pytest.raises(FloatingPointError, match="try a lower lr"):
-        sae.train(tiny_store, site="1.resid_post", d_sae=64, k=4, **DATA, **QUIET, lr=1e30, clip=0,
+        sae.train(tiny_store, site="1.resid_post", d_sae=64, k=4, **DATA, **QUIET, lr=1e30, clip=0.0,
                   out=tmp_path / "wild", checkpoint_every=10, architecture="standard")  # fmt: skip
     assert json.loads((tmp_path / "wild" / "run.json").read_text())["status"] == "failed"
 
@@ -195,7 +195,7 @@ def test_a_diverged_training_stops_before_it_spoils_the_checkpoint(tiny_store, t
         ({"architecture": "batchtop"}, "Nearest: batchtopk"), ({"penalty": "stp"}, "Nearest: step"),
         ({"centre": "mode"}, "not known"), ({"accumulate": 3}, "no multiple"), ({"skip": True}, "out_site"),
         ({"prefixes": (0.5, 0.2, 1.0)}, "must rise"), ({"lrr": 1.0}, 'no setting "lrr". Nearest: lr'),
-        ({"held_out": 1.0}, "less than 1"), ({"warmup": 2}, "share"), ({"weight_decay": -1}, "at least 0"),
+        ({"held_out": 1.0}, "less than 1"), ({"warmup": 2.0}, "share"), ({"weight_decay": -1.0}, "at least 0"),
         ({"out_site": "1.resid_pots"}, "Nearest: 1.resid_post"),
     ],
 )  # fmt: skip

@@ -129,7 +129,7 @@ def test_the_scales_of_a_crosscoders_sites_are_folded(architecture):
 def test_inputs_are_centred_and_scaled_to_one():
     for settings in ({}, {"site": "blocks.0.hook_resid_post+blocks.1.hook_resid_post"}):
         trainer, x, _ = trained("topk", n_steps=0, **settings)
-        scaled = x * trainer.x_scale - trainer.weights["b_dec"]
+        scaled = (x * trainer.x_scale - trainer.weights["b_dec"]).detach()
         for part in scaled.chunk(len(trainer.config.sites), 1):
             assert float(part.square().sum(1).mean()) == pytest.approx(1)
 
@@ -199,7 +199,7 @@ def test_auxk_revives_latents_that_never_fire(tiny_store):
             site=tiny_store.site("1.resid_post"), d_sae=64, k=4, n_tokens=150 * 256, batch_size=256, lr=3e-3,
             dead_after=1024, aux_weight=aux_weight,
         )  # fmt: skip
-        batches = [torch.from_numpy(x) for x in tiny_store.batches(config.site, 256, seed=0)]
+        batches = list(tiny_store.shuffled_batches(config.site, 256, seed=0))
         trainer = Trainer(config, torch.cat(batches))
         with torch.no_grad():
             trainer.weights["b_enc"][:32] = -0.5  # out of reach of the top k
@@ -214,7 +214,7 @@ def test_silent_counter_counts_tokens_since_the_last_firing(tiny_store):
     from sae.trainer import Trainer
     from sae.training import TrainConfig
 
-    batches = [torch.from_numpy(x) for x in tiny_store.batches("1.resid_post", 100)][:6]
+    batches = list(tiny_store.shuffled_batches("1.resid_post", 100))[:6]
     trainer = Trainer(TrainConfig(site="s", d_sae=200, k=2, n_tokens=600, batch_size=100, lr=1e-3), torch.cat(batches))
     wanted = torch.zeros(200, dtype=torch.long)
     for x in batches:
