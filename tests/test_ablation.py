@@ -131,3 +131,48 @@ def test_heads_of_the_third_party_models_matter_as_measured_elsewhere(name, meth
     table = ablate(model, task, components=head, method=method, metric=["accuracy", "loss"]).table().set_index("metric")
     assert table.value["accuracy"] == pytest.approx(accuracy, abs=6e-4)  # given to three places
     assert table.value["loss"] == pytest.approx(loss, rel=2e-3)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("sorted_list", ["L0H1", "L0H0"]), ("unique_char", ["L0H1", "L0H0", "L0H2"]), ("induction", ["L0H2"])],
+)
+def test_the_heads_of_published_mechanisms_come_out_on_top(name, order):
+    from interp import ablate, load_model, load_task
+
+    model = load_model(str(SHARED / name))
+    task = load_task(SHARED / name / "prompts.jsonl", model)
+    found = ablate(model, task, components="heads", method="mean", metric="loss")
+    table = found.table().set_index("component").sort_values("effect", ascending=False)
+    assert list(table.index[: len(order)]) == order and (table.q[order] < 1e-3).all()
+    if name == "induction":  # the three induction heads matter, the fourth of the layer does nothing
+        assert (table.effect[["L1H1", "L1H2", "L1H3"]] > 0.5).all() and abs(table.effect["L1H0"]) < 0.01
+
+
+def test_ablating_a_latent_is_splicing_it_out_with_the_error_kept(tiny_model, pairs):
+    from interp import ablate
+    from sae.dictionary import Dictionary
+    from sae.splicing import spliced
+
+    generator = torch.Generator().manual_seed(0)
+    W_enc, W_dec = torch.randn(32, 20, generator=generator), torch.randn(20, 32, generator=generator)
+    dictionary = Dictionary(
+        W_enc, torch.zeros(20), W_dec, torch.zeros(32), architecture="standard", site="blocks.0.hook_resid_post"
+    )
+    found = ablate(tiny_model, pairs, components="demo/3,demo/7", method="zero", dictionaries={"demo": dictionary})
+
+    def without(latent):
+        def edit(latents):
+            latents = latents.clone()
+            latents[..., latent] = 0
+            return latents
+
+        return edit
+
+    prompt, pos, answer, wrong = pairs.reads()
+    for row, latent in enumerate((3, 7)):
+        with torch.no_grad(), spliced(tiny_model, dictionary, edit=without(latent), keep_error=True):
+            logits = tiny_model(pairs.tokens())
+        expected = logits[prompt, pos, answer] - logits[prompt, pos, wrong]
+        np.testing.assert_allclose(found.values["zero", "logit_diff"][row], expected, atol=1e-4)

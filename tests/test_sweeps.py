@@ -57,19 +57,19 @@ def slowly(model, task, edits, metric, which="clean"):
     from interp.data.metrics import METRICS
     from interp.decoder.hooks import edited
 
+    tokens = [torch.tensor([p.clean_tokens if which == "clean" else p.corrupted_tokens]) for p in task.prompts]
+    with torch.no_grad():
+        clean = [model(torch.tensor([prompt.clean_tokens]))[0] for prompt in task.prompts]
     values = []
     for row in edits:
         line = []
         for number, prompt in enumerate(task.prompts):
-            tokens = torch.tensor([prompt.clean_tokens if which == "clean" else prompt.corrupted_tokens])
-            with torch.no_grad():
-                clean = model(torch.tensor([prompt.clean_tokens]))[0]
-                with edited(model, row(number)):
-                    logits = model(tokens)[0]
+            with torch.no_grad(), edited(model, row(number)):
+                logits = model(tokens[number])[0]
             at = torch.tensor([pos for pos, _ in prompt.targets])
             answer = torch.tensor([token for _, token in prompt.targets])
             wrong = torch.full_like(answer, -1 if prompt.wrong_token is None else prompt.wrong_token)
-            line.append(METRICS[metric](logits[at], answer, wrong, clean[at]).mean().item())
+            line.append(METRICS[metric](logits[at], answer, wrong, clean[number][at]).mean().item())
         values.append(line)
     return np.array(values)
 
