@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 DENSE_SHARE = 1 / 8
-"""Share of all (token, latent) above which dense products are quicker; measured at d_in 512, d_sae 4096 on a CPU."""
+"""Share of all (token, latent) above which dense products are taken. On a CPU at d_in 512, d_sae 4096 both cost the same
+at about a fifth."""
 
 
 @dataclass(frozen=True)

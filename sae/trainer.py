@@ -19,8 +19,8 @@ from sae.dictionary import Dictionary
 from sae.losses import LOSSES, Forward, auxk, reconstruction, remove_radial
 
 AVERAGED = 100
-"""Steps over which each batch's smallest latent is averaged (a moving average, as in arXiv:2412.06410) to serve BatchTopK
-as threshold: at most this many (SAELens' rate of 0.01), and at most a tenth of the training."""
+"""Steps over which each batch's smallest latent is averaged to serve BatchTopK as threshold (arXiv:2412.06410); at most
+a tenth of the training. SAELens' rate of 0.01 is the same."""
 
 
 class Trainer:

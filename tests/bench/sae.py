@@ -3,7 +3,8 @@
     python tests/bench/sae.py [--libraries /path/to/venv/bin/python] [--threads 2] [--rounds 7]
 
 Each contender is a process of its own that trains on the same activations when it is told to, a few steps at a time in
-turn, so that a busy machine slows all of them alike; ratios are of medians. Libraries run in the Python of --libraries,
+turn, so that a busy machine slows all of them alike; times are of the processor (on one thread: what the wall clock
+would show on an idle machine), ratios are of medians. Libraries run in the Python of --libraries,
 which need not have our dependencies. AuxK is on, with a tenth of the latents held dead (and once with none); dead
 tracking, clipping, Adam and the loss's gradient are part of a step, reading activations is not.
 Peak memory is that of the process, less what it used before its first step.
@@ -114,13 +115,13 @@ def worker(s) -> None:
     print(json.dumps({"ready": True}), flush=True)
     at = 0
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             at = at + s.batch if at + 2 * s.batch <= len(x) else 0
             step(x[at : at + s.batch])
-        seconds = time.perf_counter() - started
+        wall, seconds = time.perf_counter() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(json.dumps({"seconds": seconds, "peak": peak * 1024}), flush=True)
+        print(json.dumps({"seconds": wall if s.threads > 1 else seconds, "peak": peak * 1024}), flush=True)
 
 
 class Contender:
@@ -162,7 +163,7 @@ def compare(s, data: Path, architecture: str, dead: int) -> None:
             continue
         try:
             contenders[kind] = Contender(kind, s, data, architecture, dead)
-            contenders[kind].train(3, counts=False)
+            contenders[kind].train(2, counts=False)
         except RuntimeError as error:
             contenders.pop(kind, None)
             print(f"  {kind}: left out: {error}")
