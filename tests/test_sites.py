@@ -61,6 +61,8 @@ def test_groups_are_sums_and_differences_of_names():
     assert [c.name for c in rest.members] == ["L0H0", "L1H0", "L1H1"] and listed.name == "L0H0+L0H1"
     with pytest.raises(UnknownComponent, match='"L9H9"'):
         components("L0H1+L9H9", n_layers=2, n_heads=2)
+    with pytest.raises(UnknownComponent, match="no component left"):
+        components("heads-heads", n_layers=2, n_heads=2)
 
 
 @pytest.mark.parametrize("name", ["demo/9", "demo", "down@1.resid_post", "up@1.nothing", "L0N8", "neuron"])

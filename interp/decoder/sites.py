@@ -143,6 +143,25 @@ class Group:
     index: int = -1
 
 
+def _sets(
+    n_layers: int, n_heads: int, d_mlp: int | None, has_mlp: bool, dictionaries: Mapping[str, tuple[str, int]]
+) -> dict[str, list[Component]]:
+    """Every set of components by its name."""
+    sets: dict[str, list[Component]] = {
+        "heads": [Component("head", layer, head) for layer in range(n_layers) for head in range(n_heads)],
+        "mlps": [Component("mlp", layer) for layer in range(n_layers) if has_mlp],
+        "attn": [Component("attn", layer) for layer in range(n_layers)],
+        "neurons": [Component("neuron", layer, n) for layer in range(n_layers) for n in range(d_mlp or 0)],
+    }
+    for kind in ("resid_pre", "resid_mid", "resid_post"):
+        sets[kind] = [Component(kind, layer) for layer in range(n_layers) if has_mlp or kind != "resid_mid"]
+    for kind in ("heads", "neurons"):
+        sets |= {f"L{layer}.{kind}": [c for c in sets[kind] if c.layer == layer] for layer in range(n_layers)}
+    for name, (site, d_sae) in dictionaries.items():
+        sets[f"{name}/*"] = [Component("latent", layer_of(site), n, name, site) for n in range(d_sae)]
+    return sets
+
+
 def components(
     names: str | Sequence[str | Sequence[str]],
     *,
@@ -160,18 +179,7 @@ def components(
     "heads-L3H5-L4H1", "heads+mlps-L3H5". `dictionaries`: name -> (hook point, latents). UnknownComponent, with the
     nearest names, for any other.
     """
-    sets: dict[str, list[Component]] = {
-        "heads": [Component("head", layer, head) for layer in range(n_layers) for head in range(n_heads)],
-        "mlps": [Component("mlp", layer) for layer in range(n_layers) if has_mlp],
-        "attn": [Component("attn", layer) for layer in range(n_layers)],
-        "neurons": [Component("neuron", layer, n) for layer in range(n_layers) for n in range(has_mlp * (d_mlp or 0))],
-    }
-    for kind in ("resid_pre", "resid_mid", "resid_post"):
-        sets[kind] = [Component(kind, layer) for layer in range(n_layers) if has_mlp or kind != "resid_mid"]
-    for kind in ("heads", "neurons"):
-        sets |= {f"L{layer}.{kind}": [c for c in sets[kind] if c.layer == layer] for layer in range(n_layers)}
-    for name, (site, d_sae) in (dictionaries or {}).items():
-        sets[f"{name}/*"] = [Component("latent", layer_of(site), n, name, site) for n in range(d_sae)]
+    sets = _sets(n_layers, n_heads, d_mlp if has_mlp else None, has_mlp, dictionaries or {})
     single = {c.name: c for members in sets.values() for c in members} | {"embed": Component("embed", -1)}
 
     def one(name: str) -> list[Component]:
@@ -180,7 +188,13 @@ def components(
             return [Component("direction", layer_of(site), -1, direction, full(site))]
         found = sets.get(name) or [single[name] for _ in range(name in single)]
         if not found:
-            options = [*(s for s in sets if sets[s]), *single] + [f"{d}@{n_layers - 1}.resid_post" for d in directions]
+            options = [
+                *(s for s in sets if sets[s]),
+                *(n for n, c in single.items() if c.kind not in ("neuron", "latent")),
+            ]
+            options += [f"{d}@{n_layers - 1}.resid_post" for d in directions]
+            options += [f"{d}/{d_sae - 1}" for d, (_, d_sae) in (dictionaries or {}).items()]
+            options += [sets["neurons"][-1].name] if sets["neurons"] else []
             raise UnknownComponent(
                 f'no component "{name}" in a model of {n_layers} layers and {n_heads} heads. '
                 f"Nearest: {nearest(name, options)}."
@@ -193,6 +207,8 @@ def components(
         pieces = re.findall(r"(^|[+-])([^+-]+)", name)
         kept = dict.fromkeys(c for sign, piece in pieces if sign != "-" for c in one(piece.strip()))
         out = {c for sign, piece in pieces if sign == "-" for c in one(piece.strip())}
+        if not set(kept) - out:
+            raise UnknownComponent(f'the group "{name}" has no component left: take less out of it.')
         return [Group(name, tuple(c for c in kept if c not in out))]
 
     selected: dict[str, Component | Group] = {}
