@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 DENSE_SHARE = 1 / 8
-"""Share of all (token, latent) above which dense products are taken. On a CPU at d_in 512, d_sae 4096 both cost the same
-at about a fifth."""
+"""Share of all (token, latent) above which dense products are taken. At d_in 512, d_sae 4096, on a CPU, both cost the
+same at about a fifth."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Decoded(Function):
     def backward(ctx: Any, gradient: Tensor):
         gradient, to_values, to_weights = gradient.contiguous(), None, None
         if ctx.needs_input_grad[0]:
-            to_values = torch.autograd.grad(ctx.out, ctx.values, gradient)[0]
+            to_values = torch.autograd.grad(ctx.out, ctx.values, gradient, retain_graph=True)[0]
         if ctx.needs_input_grad[1]:
             to_weights = ctx.pairs.outer(ctx.values.detach(), gradient)
         return to_values, to_weights, None
