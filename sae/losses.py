@@ -19,7 +19,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from sae import sparse
 from sae.config import TrainConfig
-from sae.sparse import Pairs
+from sae.sparse import DENSE_SHARE, Pairs
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Forward:
             pre = torch.addmm(*(part.bfloat16() for part in parts)) if bf16 else torch.addmm(*parts)
         return cls(x, y, pre, weights, centred, **rest)
 
-    def encoded(self, pairs: Pairs) -> Float[Tensor, " pair"]:
+    def encoded(self, pairs: Pairs | None) -> Tensor:
+        """The pre-activations at `pairs`, or all of them, with their gradient."""
         w = self.weights
         centre = w["b_dec"] if self.centred else None
         return sparse.encoded(self.pre, self.x, w["W_enc"], w["b_enc"], pairs, centre=centre)
@@ -198,12 +199,18 @@ def auxk(
     rows = dead.nonzero().squeeze(1)
     if len(rows) == 0:
         return residual.new_zeros(())
-    residual, some = residual.detach(), f.of_latents(rows)
-    pairs = Pairs.of(sparse.topk(some.pre.abs() if signed else some.pre, min(k_aux, len(rows))), len(rows))
-    values = some.encoded(pairs)
-    error = reconstruction(residual, sparse.decoded(values if signed else values.relu(), some.weights["W_dec"], pairs))
+    residual, some, k = residual.detach(), f.of_latents(rows), min(k_aux, len(rows))
+    chosen = sparse.topk(some.pre.abs() if signed else some.pre, k)
+    if k > DENSE_SHARE * len(rows):
+        values = some.encoded(None)
+        values = (values if signed else values.relu()) * torch.zeros_like(values).scatter_(1, chosen, 1.0)
+        predicted = values @ some.weights["W_dec"]
+    else:
+        pairs = Pairs.of(chosen, len(rows))
+        values = some.encoded(pairs)
+        predicted = sparse.decoded(values if signed else values.relu(), some.weights["W_dec"], pairs)
     variance = reconstruction(residual, residual.mean(0).expand_as(residual))
-    return error / variance.clamp_min(torch.finfo(residual.dtype).tiny)
+    return reconstruction(residual, predicted) / variance.clamp_min(torch.finfo(residual.dtype).tiny)
 
 
 @torch.no_grad()

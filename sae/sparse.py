@@ -137,10 +137,12 @@ def batch_topk(pre: Float[Tensor, "token d_sae"], n: int, *, hint: float = 0.0) 
 
 
 class _Encoded(Function):
-    """Pre-activations at pairs, known already; backward gives the encoder's gradient from those pairs alone."""
+    """Pre-activations at pairs (None: at all), known already; backward is the encoder's gradient from those alone."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, x: Tensor, centre: Tensor | None, W_enc: Tensor, b_enc: Tensor, pairs: Pairs):
+    def forward(
+        ctx: Any, values: Tensor, x: Tensor, centre: Tensor | None, W_enc: Tensor, b_enc: Tensor, pairs: Pairs | None
+    ) -> Tensor:
         ctx.save_for_backward(x, W_enc)
         ctx.pairs, ctx.has_centre = pairs, centre is not None
         return values.clone()
@@ -149,8 +151,9 @@ class _Encoded(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
         x, W_enc = ctx.saved_tensors
-        bias = ctx.pairs.per_latent(gradient)
-        return None, None, -(bias @ W_enc) if ctx.has_centre else None, ctx.pairs.outer(gradient, x), bias, None
+        bias = gradient.sum(0) if ctx.pairs is None else ctx.pairs.per_latent(gradient)
+        weights = gradient.T @ x if ctx.pairs is None else ctx.pairs.outer(gradient, x)
+        return None, None, -(bias @ W_enc) if ctx.has_centre else None, weights, bias, None
 
 
 class _Decoded(Function):
@@ -180,16 +183,19 @@ def encoded(
     x: Float[Tensor, "token d_in"],
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
-    pairs: Pairs,
+    pairs: Pairs | None,
     *,
     centre: Float[Tensor, " d_in"] | None = None,
-) -> Float[Tensor, " pair"]:
-    """`pre` at `pairs`, where pre = x W_enc^T + b_enc was computed without gradients: with them, to W_enc and b_enc.
+) -> Tensor:
+    """`pre` at `pairs` [pair], or all of it [token, d_sae] where `pairs` is None, with gradients to W_enc and b_enc.
 
-    x is a constant, but for the `centre` that was subtracted from it: that has its gradient too. Where `pre` is in
-    bfloat16 the numbers at the pairs are computed anew in x's precision: bfloat16 then only chooses the pairs.
+    pre = x W_enc^T + b_enc was computed without them. x is a constant, but for the `centre` that was subtracted from it:
+    that has its gradient too. Where `pre` is in bfloat16 the numbers are computed anew in x's precision: bfloat16 then
+    only chooses the pairs.
     """
-    if pre.dtype == x.dtype:
+    if pairs is None:
+        values = pre if pre.dtype == x.dtype else torch.addmm(b_enc.detach(), x, W_enc.detach().T)
+    elif pre.dtype == x.dtype:
         values = pre.view(-1)[pairs.token * pre.shape[1] + pairs.latent]
     else:
         values = pairs.dots(x, W_enc) + b_enc.detach()[pairs.latent]

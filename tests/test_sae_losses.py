@@ -50,8 +50,9 @@ def trainer_of(config, x, y):
     return trainer
 
 
+@pytest.mark.parametrize("k_aux", [1, 4])  # of ten dead latents: sparse and dense products
 @pytest.mark.parametrize("case", CASES)
-def test_loss_and_every_gradient_are_the_dense_ones(case):
+def test_loss_and_every_gradient_are_the_dense_ones(case, k_aux):
     from sae.losses import LOSSES, Forward, auxk
 
     config = config_of(case)
@@ -61,9 +62,9 @@ def test_loss_and_every_gradient_are_the_dense_ones(case):
     y, weights = x if y is None else y * trainer.y_scale, trainer.weights
     forward = Forward.of(x, y, weights, centred=not config.is_transcoder, sparsity=0.7)
     terms = LOSSES[config.architecture](forward, config)
-    aux = auxk(forward, y - terms.y_hat, dead, k_aux=4, signed=config.architecture == "abstopk")
+    aux = auxk(forward, y - terms.y_hat, dead, k_aux=k_aux, signed=config.architecture == "abstopk")
     loss = terms.loss + config.auxk_weight * aux
-    wanted, latents = dense_loss(weights, x, y, replace(config, k_aux=4), 0.7, dead)
+    wanted, latents = dense_loss(weights, x, y, replace(config, k_aux=k_aux), 0.7, dead)
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(terms.pairs.spread(terms.values.detach()), latents.detach())
     ours, plain = (torch.autograd.grad(value, list(weights.values())) for value in (loss, wanted))
