@@ -189,9 +189,9 @@ def encoded(
 ) -> Tensor:
     """`pre` at `pairs` [pair], or all of it [token, d_sae] where `pairs` is None, with gradients to W_enc and b_enc.
 
-    pre = x W_enc^T + b_enc was computed without them. x is a constant, but for the `centre` that was subtracted from it:
-    that has its gradient too. Where `pre` is in bfloat16 the numbers are computed anew in x's precision: bfloat16 then
-    only chooses the pairs.
+    pre = x W_enc^T + b_enc was computed without them. x is a constant, but for the `centre` that was subtracted from
+    it: that has its gradient too. Where `pre` is in bfloat16 the numbers are computed anew in x's precision: bfloat16
+    then only chooses the pairs.
     """
     if pairs is None:
         values = pre if pre.dtype == x.dtype else torch.addmm(b_enc.detach(), x, W_enc.detach().T)
