@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from rich.progress import Progress
 
@@ -105,20 +106,22 @@ def correlation(
     together: Int[np.ndarray, "latent d_sae"], first: int, fires: Int[np.ndarray, " d_sae"], n_tokens: int
 ) -> Float[np.ndarray, "latent d_sae"]:
     """Phi coefficient of firing over `n_tokens`; -2 for a latent with itself, and where one never or always fires."""
-    mine = fires[first : first + len(together)].astype(np.float64)[:, None]
-    spread = mine * (n_tokens - mine) * (fires * (n_tokens - fires.astype(np.float64)))
-    phi = (n_tokens * together.astype(np.float64) - mine * fires) / np.sqrt(np.maximum(spread, 1))
-    phi[spread == 0] = -2
+    spread = fires * (n_tokens - fires.astype(np.float64))
+    inverse = np.where(spread > 0, 1 / np.sqrt(np.maximum(spread, 1)), np.nan)
+    mine = slice(first, first + len(together))
+    phi = together * float(n_tokens)
+    phi -= fires[mine, None].astype(np.float64) * fires
+    phi *= inverse[mine, None]
+    phi *= inverse
+    np.nan_to_num(phi, copy=False, nan=-2)
     phi[np.arange(len(together)), first + np.arange(len(together))] = -2
     return phi
 
 
 def nearest(values: Float[np.ndarray, "latent d_sae"], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices and values of the `n` largest of each row, the largest first."""
-    chosen = np.argpartition(-values, n - 1, axis=1)[:, :n]
-    order = np.argsort(-np.take_along_axis(values, chosen, 1), axis=1, kind="stable")
-    chosen = np.take_along_axis(chosen, order, 1)
-    return chosen, np.take_along_axis(values, chosen, 1)
+    found = torch.from_numpy(values).topk(n, dim=1)
+    return found.indices.numpy(), found.values.numpy()
 
 
 def write(
