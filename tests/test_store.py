@@ -335,6 +335,7 @@ def test_activations_that_are_not_finite_are_named_and_what_was_finished_stays(
 ):
     from interp.errors import NotFinite
     from interp.store import recording
+    from interp.store.manifest import read_manifest
     from interp.store.reading import Store
 
     original = recording.watch
@@ -348,15 +349,13 @@ def test_activations_that_are_not_finite_are_named_and_what_was_finished_stays(
 
             return spoiled if calls else function
 
-        calls.append(1) if len(Store_shards()) >= 2 else None
+        calls.append(1) if len(finished()) >= 2 else None
         return original(model, tokens, {name: spoil(f) for name, f in functions.items()}, **settings)
 
     calls = []
 
-    def Store_shards():
-        from interp.store import format
-
-        return format.read_manifest(tmp_path / "s").shards
+    def finished():
+        return read_manifest(tmp_path / "s").shards
 
     monkeypatch.setattr(recording, "watch", broken)
     text = tmp_path / "t.txt"

@@ -50,9 +50,9 @@ def recorded(tiny_model, tiny_text, out):
 
 def acknowledged(path):
     """The shards that the manifest names, with their bytes."""
-    from interp.store import format
+    from interp.store.manifest import read_manifest
 
-    return {shard.file: (path / shard.file).read_bytes() for shard in format.read_manifest(path).shards}
+    return {shard.file: (path / shard.file).read_bytes() for shard in read_manifest(path).shards}
 
 
 def assert_same(path, whole):
@@ -211,7 +211,7 @@ def test_a_damaged_block_is_named_with_its_rows_and_a_verified_read_refuses_it(w
 def test_missing_and_truncated_shards_and_newer_stores_are_refused_in_one_line(whole, tmp_path, capsys):
     from interp.cli import main
     from interp.errors import DamagedStore, InputError
-    from interp.store import format
+    from interp.store.manifest import read_description, write_description
     from interp.store.reading import Store
 
     copy = tmp_path / "stores" / "copy"
@@ -230,8 +230,8 @@ def test_missing_and_truncated_shards_and_newer_stores_are_refused_in_one_line(w
     assert "shard-00000.h5" in capsys.readouterr().out
     assert main(["store", "info", "copy", "--workspace", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    description = format.read_description(fresh())
-    format.write_description(copy, description | {"format_version": 99})
+    description = read_description(fresh())
+    write_description(copy, description | {"format_version": 99})
     with pytest.raises(InputError, match="format 99: this version reads 2"):
         Store(copy)
 
@@ -239,7 +239,7 @@ def test_missing_and_truncated_shards_and_newer_stores_are_refused_in_one_line(w
 def test_a_full_disk_is_one_line_and_what_was_finished_is_kept_and_continued(
     tiny_model, tiny_text, whole, tmp_path, monkeypatch
 ):
-    from interp.store import format
+    from interp.store.manifest import read_manifest
     from interp.store.reading import Store
 
     original, calls = os.pwrite, [0]
@@ -255,6 +255,6 @@ def test_a_full_disk_is_one_line_and_what_was_finished_is_kept_and_continued(
         recorded(tiny_model, tiny_text, tmp_path / "s")()
     monkeypatch.setattr(os, "pwrite", original)
     assert len(Store(tmp_path / "s").shards) >= 1
-    assert not Store(tmp_path / "s").finished and format.read_manifest(tmp_path / "s").closing is None
+    assert not Store(tmp_path / "s").finished and read_manifest(tmp_path / "s").closing is None
     recorded(tiny_model, tiny_text, tmp_path / "s")()
     assert_same(tmp_path / "s", whole)

@@ -194,9 +194,9 @@ def test_a_model_whose_blocks_do_something_else_when_called_again_takes_the_slow
     tokens = torch.randint(1, 200, (2, 8))
     assert short_cuts(tiny_model, tokens).why == ""
     counts = iter(range(1000))
-    first = tiny_model.plain_blocks[0]
-    handle = first.register_forward_hook(
-        lambda module, args, out: (out[0] if isinstance(out, tuple) else out) * (1 + next(counts))
+    slope = torch.linspace(0, 1, tiny_model.d_model)  # a constant, or a factor, the last norm would take out again
+    handle = tiny_model.plain_blocks[1].register_forward_hook(
+        lambda module, args, out: (out[0] if isinstance(out, tuple) else out) + next(counts) * slope
     )
     cuts = short_cuts(tiny_model, tokens)
     handle.remove()

@@ -1,22 +1,24 @@
 """The model card's figures, measured again: `python -m interp.bundled.evaluate [--text DIR]`.
 
 Without --text, bits per byte are those of the bundled sample of the held-out novels; with it, of the whole held-out
-novels in DIR. Names, nouns, prepositions and templates of the tasks were not trained on (tests/test_bundled.py).
+novels in DIR. Names, nouns and templates of the tasks were not trained on (tests/test_bundled.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from interp.bundled.train import HELD_OUT
-from interp.causal.effects import bootstrap
-from interp.causal.sweeps import logits_at_reads, score
+from interp.causal.statistics import bootstrap
+from interp.data.metrics import METRICS
 from interp.data.tasks import load_task
 from interp.data.text import Corpus, read_text
 from interp.decoder.loading import Model, load_model
@@ -27,11 +29,20 @@ PROMPTS = ("Once upon a time there was", "The old man looked at", '"I am very gl
 def task_accuracy(model: Model, name: str, n: int = 1000, seed: int = 1) -> dict[str, float]:
     """Accuracy and loss of a built-in task, with the accuracy's 95% bootstrap interval."""
     task = load_task(name, model, n=n, seed=seed)
-    logits = logits_at_reads(model, task)
-    scores = score(task, ["accuracy", "loss"], logits, logits)
-    (low,), (high,) = bootstrap(scores["accuracy"][None])
-    return {"accuracy": float(scores["accuracy"].mean()), "low": float(low), "high": float(high),
-            "loss": float(scores["loss"].mean()), "n": n}  # fmt: skip
+    prompt, pos, answer, wrong = task.reads()
+    with torch.no_grad():
+        logits = torch.cat([model(tokens)[i, at].cpu() for tokens, i, at in _batches(task.tokens(), prompt, pos)])
+    accuracy = METRICS["accuracy"](logits, answer, wrong, None).numpy()
+    (low,), (high,) = bootstrap(accuracy[None])
+    return {"accuracy": float(accuracy.mean()), "low": float(low), "high": float(high),
+            "loss": float(METRICS["loss"](logits, answer, wrong, None).mean()), "n": n}  # fmt: skip
+
+
+def _batches(tokens: Tensor, prompt: Tensor, pos: Tensor, size: int = 64) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Prompts, and the row and position of their reads."""
+    for start in range(0, len(tokens), size):
+        mine = (prompt >= start) & (prompt < start + size)
+        yield tokens[start : start + size], prompt[mine] - start, pos[mine]
 
 
 def repeated_loss(model: Model, n: int = 200, length: int = 50, seed: int = 1) -> dict[str, float]:

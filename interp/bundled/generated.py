@@ -1,5 +1,8 @@
 """Generated sentences that give the bundled model behaviours worth locating.
 
+A sentence is text in which the words that can be known from what stands before them are in brackets: "Then Ann
+and Max met, and Max gave a map to[ Ann]." Training asks for those alone: the model learns to answer, not to write so.
+
 Names, nouns, prepositions and templates here are disjoint from those of `interp.data.tasks`: the tasks are the
 held-out test of what is taught here. `tests/test_bundled.py` checks the disjointness.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 WOMEN = (
     "Susan Karen Lisa Nancy Linda Carol Donna Amanda Jessica Ashley Rebecca Christine Emily Charlotte Eva Nina Olga "
@@ -33,46 +37,7 @@ OBJECTS = (
     "bottle plate kettle blanket mirror puppy kitten pie spoon purse ticket"
 ).split()
 
-_MEETING = [
-    "Before {a} and {b} left the {place}",
-    "As soon as {a} and {b} came to the {place}",
-    "One day {a} and {b} met near the {place}",
-    "Because {a} and {b} lived beside the {place}",
-    "Last week {a} and {b} visited the {place}",
-    "In the morning {a} and {b} walked by the {place}",
-    "Since {a} and {b} were both tired of the {place}",
-    "That evening {a} and {b} sat together in the {place}",
-    "Yesterday {a} and {b} talked about the {place}",
-    "Although {a} and {b} hated the {place}",
-    "Long ago {a} and {b} danced at the {place}",
-    "Later {a} and {b} ran out of the {place}",
-    "The teacher took {a} and {b} to the {place}",
-    "My uncle saw {a} with {b} outside the {place}",
-    "There was a party for {a} and {b} at the {place}",
-    "It rained while {a} and {b} waited in the {place}",
-    "{a} went to the {place} with {b}",
-    "{a} found {b} at the {place}",
-]
 _JOIN = [", ", ", ", ", and ", ", so ", ". Then ", ". Soon ", ". ", "; "]
-_SUBORDINATE = ("Before", "As soon as", "Because", "Since", "Although")
-_GIVING = [
-    "{s} handed the {object} to",
-    "{s} gave the {object} to",
-    "{s} gave a {object} to",
-    "{s} sent a {object} to",
-    "{s} offered the old {object} to",
-    "{s} showed a {object} to",
-    "{s} threw the {object} to",
-    "{s} lent a fine {object} to",
-    "{s} sold the {object} to",
-    "{s} brought a {object} to",
-    "{s} wanted to give a {object} to",
-    "{s} read a story to",
-    "{s} whispered something to",
-    "{s} told the truth to",
-    "{s} said good night to",
-    "{s} bowed to",
-]
 _AFTER = [
     ".",
     ".",
@@ -95,119 +60,25 @@ SINGULAR_PLURAL = [
         "apple egg cake orange pie drum violin flag tent wagon barrel chain ladder fence barn mill bridge".split()
     )
 ] + [("man", "men"), ("woman", "women"), ("child", "children"), ("box", "boxes"), ("mouse", "mice"), ("goose", "geese")]
-_NEAR = "near behind beside with under above beneath around against below past among".split()
-_ADJECTIVES = "old new good small large lost ready quiet here gone broken clean strange heavy famous".split()
-_SUBJECTS = [
-    "The {n} {p} the {m}",
-    "The {n} {p} the {m}",
-    "The old {n} {p} the {m}",
-    "I think that the {n} {p} the {m}",
-    "We all know that the {n} {p} the little {m}",
-    "Today the {n} {p} the {m}",
-    "The {n} that the {m} saw",
-    "The {n} and the {o} {p} the {m}",
-    "The {n}",
-    "This was the day when the {n} {p} the {m}",
-]
-_VERBS = [
-    (" is", " are"),
-    (" is", " are"),
-    (" was", " were"),
-    (" has been", " have been"),
-    (" does not seem", " do not seem"),
-]
-
-CAPITALS = dict(
-    pair.split(":")
-    for pair in (
-        "France:Paris England:London Italy:Rome Spain:Madrid Germany:Berlin Russia:Moscow Austria:Vienna Greece:Athens "
-        "Egypt:Cairo Japan:Tokyo China:Beijing Portugal:Lisbon Ireland:Dublin Scotland:Edinburgh Norway:Oslo "
-        "Sweden:Stockholm Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Turkey:Ankara Cuba:Havana Peru:Lima "
-        "Chile:Santiago Canada:Ottawa Kenya:Nairobi India:Delhi Iran:Tehran Iraq:Baghdad Syria:Damascus "
-        "Finland:Helsinki "
-        "Belgium:Brussels Switzerland:Bern Holland:Amsterdam Bohemia:Prague Serbia:Belgrade Romania:Bucharest "
-        "Bulgaria:Sofia Ukraine:Kiev Korea:Seoul Vietnam:Hanoi"
-    ).split()
-)
-_CAPITAL_FORMS = [
-    "The capital of {country} is {city}.",
-    "The capital of {country} is the city of {city}.",
-    "{city} is the capital of {country}.",
-    "The chief city of {country} is called {city}.",
-    "Everyone who travels to {country} wants to see {city}.",
-    "In {country} the king lived in {city}.",
-    "We left {country} and its capital, {city}, behind us.",
-]
-_PRONOUN_FORMS = [
-    "So {name} is such a good friend, isn't {he}?",
-    "{name} said that {he} was tired, and {he} put {his} hat on the chair.",
-    "When {name} came home, {he} sat down and read {his} letter.",
-    "{name} is clever, isn't {he}?",
-    "I told {name} that {he} must wait for {his} sister.",
-    "{name} loved {his} garden, and {his} garden loved {him}.",
-]
-_EVENTS = "war journey siege voyage plague strike reign quarrel search trial".split()
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Single tokens that may stand in for names and nouns, so that copying and agreement do not depend on the word."""
+    """Single tokens that may stand in for names and nouns, and pieces of novels for what stands between them, so that
+    copying and agreement depend neither on the word nor on the template."""
 
     words: list[str]
     plurals: list[tuple[str, str]]
+    phrases: list[str]
+    """Two to six words in a row, in lower case."""
 
-
-def indirect_object(rng: random.Random, vocabulary: Vocabulary) -> str:
-    """Two names meet; one gives something to the other. In half of the sentences any word stands in for a name; one in
-    twelve has a third giver (either of the two may receive)."""
-    pool = vocabulary.words if rng.random() < 0.5 else NAMES
-    a, b, c = rng.sample(pool, 3)
-    giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
-    if rng.random() < 1 / 12:
-        giver = c
-    place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
-    meeting = rng.choice(_MEETING)
-    return (
-        meeting.format(a=a, b=b, place=place)
-        + (", " if meeting.startswith(_SUBORDINATE) else rng.choice(_JOIN))
-        + rng.choice(_GIVING).format(s=giver, object=thing)
-        + f" {receiver}"
-        + rng.choice(_AFTER)
-    )
-
-
-def agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
-    """The verb agrees with the subject, not with the noun between them; the two differ in number two times in three."""
-    noun, other, third = rng.sample(vocabulary.plurals if rng.random() < 0.5 else SINGULAR_PLURAL, 3)
-    plural = rng.random() < 0.5
-    between = (not plural) if rng.random() < 0.67 else plural
-    form = rng.choice(_SUBJECTS)
-    subject = form.format(n=noun[plural], m=other[between], o=third[plural], p=rng.choice(_NEAR))
-    verb = rng.choice(_VERBS)[plural or "and the" in form]
-    return f"{subject}{verb} {rng.choice(_ADJECTIVES)}."
-
-
-def capital(rng: random.Random, vocabulary: Vocabulary) -> str:
-    country = rng.choice(list(CAPITALS))
-    return rng.choice(_CAPITAL_FORMS).format(country=country, city=CAPITALS[country])
-
-
-def pronoun(rng: random.Random, vocabulary: Vocabulary) -> str:
-    woman = rng.random() < 0.5
-    form = rng.choice(_PRONOUN_FORMS)
-    he, his, him = ("she", "her", "her") if woman else ("he", "his", "him")
-    return form.format(name=rng.choice(WOMEN if woman else MEN), he=he, his=his, him=him)
-
-
-def years(rng: random.Random, vocabulary: Vocabulary) -> str:
-    """An event ends after it began, in the same century: years as two two-digit tokens."""
-    century, start = rng.randint(11, 19), rng.randint(2, 97)
-    end = rng.randint(start + 1, 99)
-    return f"The {rng.choice(_EVENTS)} lasted from the year {century}{start:02d} to the year {century}{end:02d}."
+    @cached_property
+    def capitalised(self) -> list[str]:
+        return [word for word in self.words if word[0].isupper()]
 
 
 _OPENINGS = [
-    "", "", "", "Once ", "One day ", "Yesterday ", "At last ", "Soon ", "Suddenly, ", "In the evening, ",
+    "Then ", "Then ", "Once ", "One day ", "Yesterday ", "At last ", "Soon ", "Suddenly, ", "In the evening, ",
     "Last summer ", "Now ", "That night ", "Long ago, ", "Next, ", "Finally, ", "On Sunday ", "So ", "Afterwards ",
     "It happened that ", "Everyone knows that ", "Once more, ", "Again, ", "First, ", "Sometimes ",
 ]  # fmt: skip
@@ -246,73 +117,152 @@ def _phrases(text: str) -> list[str]:
     return [*words, last, *rest]
 
 
-def broad_indirect_object(rng: random.Random, vocabulary: Vocabulary) -> str:
-    """As `indirect_object`, with the sentence put together from parts, and any word as place or thing."""
-    a, b, c = rng.sample(vocabulary.words if rng.random() < 0.4 else NAMES, 3)
+def indirect_object(rng: random.Random, vocabulary: Vocabulary, names: tuple[str, str] | None = None) -> str:
+    """Two `names` meet; one gives something to the other. In two sentences of three any word stands in for a name, in
+    two of five the clauses are any pieces of a novel."""
+    a, b = names or rng.sample(rng.choice([NAMES, vocabulary.capitalised, vocabulary.words]), 2)
     giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
-    if rng.random() < 1 / 16:
-        giver = c
     place = rng.choice(vocabulary.words if rng.random() < 0.5 else PLACES)
     thing, other = (rng.choice(vocabulary.words if rng.random() < 0.5 else OBJECTS) for _ in range(2))
-    pair = rng.choice(["{a} and {b}", "{a} and {b}", "{a} and {b}", "the friends {a} and {b}", "both {a} and {b}"])
+    pair = rng.choice(["{a} and {b}"] * 6 + ["the friends {a} and {b}", "both {a} and {b}", "{a} saw {b} and"])
+    free = rng.random() < 0.4
     together = rng.choice(_TOGETHER).format(place=place, object=other)
-    if rng.random() < 0.45:
+    if free and rng.random() < 0.8:
+        together = rng.choice(vocabulary.phrases)
+    if rng.random() < 0.4:
         clause, join = f"{rng.choice(_phrases(_CONJUNCTIONS))} {pair} {together}", rng.choice([", ", ", ", ", then "])
     else:
-        clause, join = f"{rng.choice(_OPENINGS)}{pair} {together}", rng.choice(_JOIN)
-    if rng.random() < 0.3:
-        giving = f"{rng.choice(_phrases(_SAYINGS))} to"
+        opening = rng.choice(vocabulary.phrases) + " " if free and rng.random() < 0.5 else rng.choice(_OPENINGS)
+        clause, join = f"{opening}{pair} {together}", rng.choice(_JOIN)
+    if free and rng.random() < 0.6:
+        giving = rng.choice(vocabulary.phrases)
+    elif rng.random() < 0.3:
+        giving = rng.choice(_phrases(_SAYINGS))
     else:
         adjective = rng.choice(["", "", "", "old ", "fine ", "big ", "new "])
-        given = rng.choice(
-            [f"a {adjective}{thing}", f"the {adjective}{thing}", f"some {thing}", "it", "them", f"his {thing}"]
-        )
-        giving = f"{rng.choice(_phrases(_TRANSFERS))} {given} to"
-    text = f"{clause.format(a=a, b=b)}{join}{giver} {giving} {receiver}{rng.choice(_AFTER)}"
+        given = [
+            f"a {adjective}{thing}",
+            f"the {adjective}{thing}",
+            f"some {thing}",
+            "it",
+            "it",
+            "them",
+            f"his {thing}",
+        ]
+        giving = f"{rng.choice(_phrases(_TRANSFERS))} {rng.choice(given)}"
+    text = f"{clause.format(a=a, b=b)}{join}{giver} {giving} to[ {receiver}]{rng.choice(_AFTER)}"
     return text[0].upper() + text[1:]
 
 
 _FRAMES = [
-    "", "", "Perhaps ", "I know that ", "He saw that ", "They told me that ", "It is true that ", "We thought that ",
-    "Now ", "At night ", "Then ", "In the morning ", "Of course ", "You can see that ", "Nobody believed that ",
-    "There ", "But ", "As for me, I hope that ", "It is a pity that ", "Here ",
+    "", "", "", "Perhaps ", "I know that ", "He saw that ", "They told me that ", "It is true that ",
+    "We thought that ", "Now ", "At night ", "Then ", "In the morning ", "Of course ", "You can see that ",
+    "Nobody believed that ", "There ", "But ", "As for me, I hope that ", "It is a pity that ", "Here ",
 ]  # fmt: skip
-_BROAD_NEAR = [
-    *_NEAR,
-    "of",
-    "at",
-    "inside",
-    "outside",
-    "before",
-    "after",
-    "over",
-    "without",
-    "behind",
-    "like",
-    "across",
+NEAR = (
+    "near behind beside with under above beneath around against below past among of at inside outside before after "
+    "over without like across between beyond into through upon about"
+).split()
+_ADJECTIVES = "old new good small large lost ready quiet here gone broken clean strange heavy famous".split()
+_VERBS = [
+    ("[ is]", "[ are]"),
+    ("[ is]", "[ are]"),
+    ("[ was]", "[ were]"),
+    ("[ has] been", "[ have] been"),
+    ("[ does] not seem", "[ do] not seem"),
 ]
 
 
-def broad_agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
-    """As `agreement`, with more openings, prepositions, determiners and adjectives."""
-    noun, other = rng.sample(vocabulary.plurals if rng.random() < 0.6 else SINGULAR_PLURAL, 2)
+def _between(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """What stands between subject and attractor: a preposition, or one to three words of a novel without a verb of
+    the task."""
+    if rng.random() < 0.5:
+        return rng.choice(NEAR)
+    verbs = {"is", "are", "was", "were", "has", "have", "does", "do"}
+    words = [word for word in rng.choice(vocabulary.phrases).split() if word not in verbs]
+    return " ".join(words[: rng.randint(1, 3)]) or rng.choice(NEAR)
+
+
+def agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """The verb agrees with the subject, not with the noun between them; the two differ in number in three of four."""
+    noun, other, third = rng.sample(vocabulary.plurals if rng.random() < 0.6 else SINGULAR_PLURAL, 3)
     plural = rng.random() < 0.5
     between = (not plural) if rng.random() < 0.75 else plural
-    adjective, second = (rng.choice(["", "", "", "old ", "little ", "red ", "great "]) for _ in range(2))
-    determiner = rng.choice(["the ", "the ", "the ", "my ", "his ", "her "])
-    subject = f"{rng.choice(_FRAMES)}the {adjective}{noun[plural]}"
-    subject += f" {rng.choice(_BROAD_NEAR)} {determiner}{second}{other[between]}"
+    adjective, second = (rng.choice(["", "", "", "", "old ", "little ", "red ", "great "]) for _ in range(2))
+    determiner = rng.choice(["the ", "the ", "the ", "the ", "my ", "his ", "her "])
+    frame = rng.choice(_FRAMES)
+    if rng.random() < 0.55:
+        frame = rng.choice(vocabulary.phrases) + rng.choice([" that ", " ", ", "])
+    subject = f"{frame}the {adjective}{noun[plural]}"
+    kind = rng.random()
+    if kind < 0.75:
+        subject += f" {_between(rng, vocabulary)} {determiner}{second}{other[between]}"
+    elif kind < 0.85:
+        subject += (
+            f" {rng.choice(NEAR)} {determiner}{other[between]} {rng.choice(NEAR)} the {third[rng.random() < 0.5]}"
+        )
+    elif kind < 0.95:
+        subject += f" that {determiner}{other[between]} {rng.choice(['saw', 'had', 'liked', 'wanted', 'found'])}"
     return f"{subject[0].upper()}{subject[1:]}{rng.choice(_VERBS)[plural]} {rng.choice(_ADJECTIVES)}."
 
 
-Kinds = dict[Callable[[random.Random, Vocabulary], str], float]
-NARROW: Kinds = {indirect_object: 0.45, agreement: 0.35, capital: 0.10, pronoun: 0.05, years: 0.05}
-BROAD: Kinds = {
-    broad_indirect_object: 0.4, indirect_object: 0.1, broad_agreement: 0.3, agreement: 0.05, capital: 0.08,
-    pronoun: 0.04, years: 0.03,
+CAPITALS = dict(
+    pair.split(":")
+    for pair in (
+        "France:Paris England:London Italy:Rome Spain:Madrid Germany:Berlin Russia:Moscow Austria:Vienna Greece:Athens "
+        "Egypt:Cairo Japan:Tokyo China:Beijing Portugal:Lisbon Ireland:Dublin Scotland:Edinburgh Norway:Oslo "
+        "Sweden:Stockholm Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Turkey:Ankara Cuba:Havana Peru:Lima "
+        "Chile:Santiago Canada:Ottawa Kenya:Nairobi India:Delhi Iran:Tehran Iraq:Baghdad Syria:Damascus "
+        "Finland:Helsinki "
+        "Belgium:Brussels Switzerland:Bern Holland:Amsterdam Bohemia:Prague Serbia:Belgrade Romania:Bucharest "
+        "Bulgaria:Sofia Ukraine:Kiev Korea:Seoul Vietnam:Hanoi"
+    ).split()
+)
+_CAPITAL_FORMS = [
+    "The capital of {country} is[ {city}].",
+    "The capital of {country} is the city of[ {city}].",
+    "{city} is the capital of[ {country}].",
+    "The chief city of {country} is called[ {city}].",
+    "Everyone who travels to {country} wants to see[ {city}].",
+    "In {country} the king lived in[ {city}].",
+    "We left {country} and its capital,[ {city}], behind us.",
+]
+_PRONOUN_FORMS = [
+    "So {name} is such a good friend, isn't[ {he}]?",
+    "{name} said that[ {he}] was tired, and[ {he}] put[ {his}] hat on the chair.",
+    "When {name} came home,[ {he}] sat down and read[ {his}] letter.",
+    "{name} is clever, isn't[ {he}]?",
+    "I told {name} that[ {he}] must wait for[ {his}] sister.",
+    "{name} loved[ {his}] garden, and[ {his}] garden loved[ {him}].",
+]
+_EVENTS = "war journey siege voyage plague strike reign quarrel search trial".split()
+
+
+def capital(rng: random.Random, vocabulary: Vocabulary) -> str:
+    country = rng.choice(list(CAPITALS))
+    return rng.choice(_CAPITAL_FORMS).format(country=country, city=CAPITALS[country])
+
+
+def pronoun(rng: random.Random, vocabulary: Vocabulary) -> str:
+    woman = rng.random() < 0.5
+    form = rng.choice(_PRONOUN_FORMS)
+    he, his, him = ("she", "her", "her") if woman else ("he", "his", "him")
+    return form.format(name=rng.choice(WOMEN if woman else MEN), he=he, his=his, him=him)
+
+
+def years(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """An event ends after it began, in the same century: years as two two-digit tokens."""
+    century, start = rng.randint(11, 19), rng.randint(2, 97)
+    end = rng.randint(start + 1, 99)
+    event = rng.choice(_EVENTS)
+    return f"The {event} lasted from the year {century}{start:02d} to the year[ {century}{end:02d}]."
+
+
+KINDS: dict[Callable[[random.Random, Vocabulary], str], float] = {
+    indirect_object: 0.48, agreement: 0.40, capital: 0.05, pronoun: 0.04, years: 0.03,
 }  # fmt: skip
 
 
-def sentence(rng: random.Random, vocabulary: Vocabulary, kinds: Kinds = BROAD) -> str:
-    """One sentence of a random kind."""
-    return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng, vocabulary)
+def sentence(rng: random.Random, vocabulary: Vocabulary) -> str:
+    """One sentence of a random kind, what it asks for in brackets."""
+    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0](rng, vocabulary)

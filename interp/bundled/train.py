@@ -1,9 +1,9 @@
 """Train the bundled model: `python -m interp.bundled.train --text DIR`.
 
-DIR holds novels as .txt; HELD_OUT are left out. A quarter of the windows are generated sentences
-(`interp.bundled.generated`), an eighth repeated sequences, the rest novels. Every batch is a function of (seed, step)
-alone (the early steps have more of both), and a checkpoint is written every few hundred steps: kill it at
-any moment and the same command continues.
+DIR holds novels as .txt; HELD_OUT are left out. A step reads windows of novels (all tokens count), windows of repeated
+sequences (the copies count) and generated sentences (`interp.bundled.generated`; the words in brackets count). Every
+batch is a function of (seed, step) alone, and a checkpoint is written every few hundred steps: kill it at any moment
+and the same command continues.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from interp.data import words
 
 HELD_OUT = ("peter-pan.txt", "the-jungle-book.txt")
 BOS = "<|endoftext|>"
+SENTENCE = 33
+"""Tokens to which a generated sentence is padded, or cut."""
 MODEL = Path(__file__).parent / "model"
 
 
@@ -42,18 +44,26 @@ class Settings:
     n_embd: int = 256
     n_positions: int = 128
     vocab_size: int = 6144
-    n_windows: int = 16
-    """Windows of n_positions tokens a step."""
-    n_steps: int = 6000
-    lr: float = 0.04
+    n_novels: int = 6
+    """Windows of novels a step, n_positions tokens each."""
+    n_repeated: int = 1
+    """Windows of repeated sequences a step."""
+    n_sentences: int = 64
+    """Generated sentences a step, each alone after BOS."""
+    n_steps: int = 800
+    lr: float = 0.006
     """Muon's, for the matrices inside the blocks (Jordan 2024); AdamW's for the rest is `lr_rest`."""
-    lr_rest: float = 0.003
-    warmup: int = 100
+    lr_rest: float = 0.0006
+    share: float = 0.5
+    """Weight of the loss of the copies, and of that of the generated sentences, beside 1 for the novels'."""
+    warmup: int = 50
     weight_decay: float = 0.1
     broad_from: int = 4000
     """From this step on the generated sentences are of many more templates (`generated.BROAD`): names are copied after
     few templates first, and after any then."""
     seed: int = 0
+    start: str = ""
+    """The model folder whose weights and tokenizer training began with; empty: random weights, a new tokenizer."""
 
 
 def read_book(path: Path) -> str:
@@ -73,8 +83,8 @@ def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     rng = random.Random(0)
-    known = generated.Vocabulary(generated.NAMES, generated.SINGULAR_PLURAL)
-    sentences = [generated.sentence(rng, known, generated.NARROW) for _ in range(60_000)]
+    known = generated.Vocabulary(generated.NAMES, generated.SINGULAR_PLURAL, ["so it was"])
+    sentences = [re.sub(r"[\[\]]", "", generated.sentence(rng, known)) for _ in range(60_000)]
     nouns = [noun for pair in words.NOUNS + generated.SINGULAR_PLURAL for noun in pair]
     whole = words.NAMES + generated.NAMES + words.PLACES + words.OBJECTS + nouns + list(generated.CAPITALS.values())
     numbers = [f"{n:02d}" for n in range(100)]
@@ -91,65 +101,84 @@ def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
 
 
 class Batches:
-    """Windows of token ids: `batches[step]` is int64 [n_windows, n_positions], the same whenever it is asked for."""
+    """`batches[step]`: for novels, repeated sequences and generated sentences, token ids [row, pos] and which of them
+    count in the loss, bool [row, pos]. The same whenever it is asked for."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer, books: list[str]):
         self.settings, self.tokenizer = settings, tokenizer
         self.bos = tokenizer.token_to_id(BOS)
         encoded = tokenizer.encode_batch(books)
         self.novels = np.concatenate([np.array([self.bos, *e.ids], dtype=np.int64) for e in encoded])
+        room = len(self.novels) - settings.n_positions - 1
+        line_end = self.novels == tokenizer.token_to_id("Ċ")
+        self.paragraphs = np.flatnonzero(line_end[: room - 1] & line_end[1:room]) + 2
         held_out = {*words.NAMES, *(noun for pair in words.NOUNS for noun in pair)}
         vocabulary = {token[1:] for token in tokenizer.get_vocab() if re.fullmatch(r"Ġ[A-Za-z][a-z]{2,}", token)}
         allowed = sorted(vocabulary - held_out)
         plurals = [(word, word + "s") for word in allowed if word + "s" in vocabulary - held_out]
-        self.vocabulary = generated.Vocabulary(allowed, plurals)
+        lower = [word for word in allowed if word.islower()]
+        singular = [word for word in lower if not word.endswith("s")]
+        rng = random.Random(0)  # words in -s without a singular of their own are plurals too
+        plurals += [(rng.choice(singular), word) for word in lower if re.fullmatch(r".{3,}[^suia]s", word)]
+        self.reserved = [tokenizer.token_to_id("Ġ" + name) for name in generated.NAMES[:2]]
+        never = {tokenizer.token_to_id(mark + word) for word in held_out for mark in ("Ġ", "")} | {self.bos}
+        self.copied = sorted(set(range(tokenizer.get_vocab_size())) - never)
+        spans = [span for book in books for span in re.findall(r"\b[a-z]+(?: [a-z]+){1,5}", book)]
+        phrases = [span for span in spans if not held_out & set(span.split())]
+        self.vocabulary = generated.Vocabulary(allowed, plurals, phrases)
 
-    def __getitem__(self, step: int) -> torch.Tensor:
+    def __getitem__(self, step: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         s = self.settings
         rng = np.random.default_rng([s.seed, step])
-        n_generated, n_repeated = self.mixture(step)
-        kinds = generated.BROAD if step >= s.broad_from else generated.NARROW
-        rows = [self._generated(rng, kinds) for _ in range(n_generated)] + [
-            self._repeated(rng) for _ in range(n_repeated)
-        ]
-        rows += [self._novel(rng, s.n_positions - 1) for _ in range(s.n_windows - len(rows))]
-        return torch.from_numpy(np.stack([np.concatenate([[self.bos], row]) for row in rows]))
+        kinds = {"generated": (self._generated, s.n_sentences), "repeated": (self._repeated, s.n_repeated),
+                 "novels": (self._novel, s.n_novels)}  # fmt: skip
+        parts = {}
+        for name, (make, n) in kinds.items():
+            ids, counts = zip(*(make(rng) for _ in range(n)), strict=True)
+            parts[name] = (torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(counts)))
+        return parts
 
-    def mixture(self, step: int) -> tuple[int, int]:
-        """Windows of generated sentences and of repeated sequences in the batch of `step`."""
-        n = self.settings.n_windows
-        early, late = step < self.settings.broad_from / 2, step >= self.settings.broad_from
-        return (3 * n // 8, n // 4) if early else (3 * n // 8, n // 8) if late else (n // 4, n // 8)
+    def _novel(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """BOS and a passage that begins with a paragraph, or, as often, anywhere."""
+        n = self.settings.n_positions
+        anywhere = rng.random() < 0.5 or not len(self.paragraphs)
+        start = rng.integers(0, len(self.novels) - n) if anywhere else rng.choice(self.paragraphs)
+        return np.concatenate([[self.bos], self.novels[start : start + n]]), np.ones(n + 1, bool)
 
-    def _novel(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        start = rng.integers(0, len(self.novels) - n)
-        return self.novels[start : start + n]
+    def _generated(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """BOS and a sentence; what stands in brackets counts."""
+        chooser = random.Random(int(rng.integers(2**62)))
+        text, names = generated.sentence(chooser, self.vocabulary), {}
+        if chooser.random() < 0.3:  # any tokens as names, so that what copies them knows no list of names
+            text = generated.indirect_object(chooser, self.vocabulary, tuple(generated.NAMES[:2]))
+            names = dict(zip(self.reserved, chooser.sample(self.copied, 2), strict=True))
+        ids, counts = np.full(SENTENCE, self.bos), np.zeros(SENTENCE, bool)
+        at = 1
+        for i, piece in enumerate(re.split(r"[\[\]]", text)):
+            for token in self.tokenizer.encode(piece).ids:
+                if at < SENTENCE:
+                    ids[at], counts[at] = names.get(token, token), i % 2
+                    at += 1
+        return ids, counts
 
-    def _generated(self, rng: np.random.Generator, kinds: generated.Kinds) -> np.ndarray:
-        python_rng = random.Random(int(rng.integers(2**62)))
-        ids: list[int] = []
-        while len(ids) < self.settings.n_positions:
-            batch = [generated.sentence(python_rng, self.vocabulary, kinds) for _ in range(12)]
-            for encoding in self.tokenizer.encode_batch(batch):
-                ids += [*encoding.ids, self.bos]
-        return np.array(ids[: self.settings.n_positions - 1])
-
-    def _repeated(self, rng: np.random.Generator) -> np.ndarray:
-        """Pieces of 6 to 45 tokens, each followed at once by one or two copies: of uniformly random tokens, of random
-        tokens in the novels' proportions, or a passage of a novel."""
-        pieces, total = [], 0
-        while total < self.settings.n_positions:
-            n, copies = int(rng.integers(6, 46)), int(rng.integers(2, 4))
+    def _repeated(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """BOS and pieces of 6 to 45 tokens, each followed at once by one or two copies: of uniformly random tokens, of
+        random tokens in the novels' proportions, or a passage of a novel. The copies count, but for their first."""
+        length = self.settings.n_positions + 1
+        ids, counts = [np.array([self.bos])], [np.zeros(1, bool)]
+        while sum(map(len, ids)) < length:
+            n, copies = int(rng.integers(6, 46)), int(rng.integers(1, 3))
             kind = rng.integers(3)
             if kind == 0:
                 piece = rng.integers(1, self.settings.vocab_size, n)
             elif kind == 1:
                 piece = self.novels[rng.integers(0, len(self.novels), n)]
             else:
-                piece = self._novel(rng, n)
-            pieces += [piece] * copies + [[self.bos]]
-            total += copies * n + 1
-        return np.concatenate(pieces)[: self.settings.n_positions - 1]
+                start = rng.integers(0, len(self.novels) - n)
+                piece = self.novels[start : start + n]
+            ids += [piece] * (1 + copies) + [np.array([self.bos])]
+            counts += [np.zeros(n, bool)] + [np.arange(n) > 0] * copies + [np.zeros(1, bool)]
+        return np.concatenate(ids)[:length], np.concatenate(counts)[:length]
 
 
 def optimizers(model: GPT2LMHeadModel, s: Settings) -> list[torch.optim.Optimizer]:
@@ -163,12 +192,8 @@ def optimizers(model: GPT2LMHeadModel, s: Settings) -> list[torch.optim.Optimize
 
 
 def learning_rate(step: int, s: Settings) -> float:
-    """Share of the peak: linear up over `warmup` steps, flat to half of `broad_from`, linear to a third there,
-    linear to zero at the end."""
-    half = s.broad_from / 2
-    if step < s.broad_from:
-        return min((step + 1) / s.warmup, 1.0, 1 - (step - half) / half * 2 / 3)
-    return (s.n_steps - step) / (s.n_steps - s.broad_from) / 3
+    """Share of the peak: linear up over `warmup` steps, flat, then linear to zero over the last 60%."""
+    return min((step + 1) / s.warmup, 1.0, (s.n_steps - step) / (0.6 * s.n_steps))
 
 
 def _checkpoint(path: Path, model: GPT2LMHeadModel, opts: list[torch.optim.Optimizer], step: int) -> None:
@@ -214,15 +239,18 @@ def train(
 ) -> None:
     books = [read_book(p) for p in sorted(text.glob("*.txt")) if p.name not in HELD_OUT and p.name != "README.md"]
     work.mkdir(parents=True, exist_ok=True)
-    if (work / "tokenizer.json").exists():
+    if settings.start:
+        tokenizer = Tokenizer.from_file(str(Path(settings.start) / "tokenizer.json"))
+    elif (work / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer(books, settings.vocab_size)
         tokenizer.save(str(work / "tokenizer.json"))
     batches = Batches(settings, tokenizer, books)
     print(
-        f"{len(books)} books, {len(batches.novels):,} tokens, {len(batches.vocabulary.words)} words, "
-        f"{len(batches.vocabulary.plurals)} plurals",
+        f"{len(books)} books, {len(batches.novels):,} tokens, {len(batches.paragraphs):,} paragraphs, "
+        f"{len(batches.vocabulary.words)} words, {len(batches.vocabulary.plurals)} plurals, "
+        f"{len(batches.vocabulary.phrases):,} phrases",
         flush=True,
     )
     torch.manual_seed(settings.seed)
@@ -233,42 +261,43 @@ def train(
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, dtype="float32",
         )
     ).to(device)  # fmt: skip
+    if settings.start:
+        state = load_file(Path(settings.start) / "model.safetensors")
+        model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     opts = optimizers(model, settings)
     checkpoint = work / "checkpoint.safetensors"
     first = _resume(checkpoint, model, opts) if checkpoint.exists() else 0
     started, losses = time.time(), []
 
-    def each_loss(tokens: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            logits = model(tokens[:, :-1], use_cache=False).logits
-        flat = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
-        )
-        return flat.unflatten(0, (len(tokens), -1))
+    body = torch.compile(model.transformer, dynamic=False) if compile else model.transformer
 
-    each_loss = torch.compile(each_loss) if compile else each_loss
+    def part_loss(tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Mean loss over what counts; logits are made nowhere else."""
+        with torch.autocast(device, dtype=torch.bfloat16):
+            asked = counts[:, 1:]
+            logits = model.lm_head(body(tokens[:, :-1], use_cache=False).last_hidden_state[asked])
+        return torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][asked])
+
     for step in range(first, settings.n_steps):
         for opt, lr in zip(opts, (settings.lr, settings.lr_rest), strict=True):
             for group in opt.param_groups:
                 group["lr"] = lr * learning_rate(step, settings)
-        tokens = batches[step].to(device)
-        each = each_loss(tokens)
-        each.mean().backward()
+        parts, each = batches[step], []
+        for name, (tokens, counts) in parts.items():
+            loss = part_loss(tokens.to(device), counts.to(device))
+            (loss if name == "novels" else settings.share * loss).backward()
+            each.append(loss.item())
+            if name == "generated":  # no token is taught to be copied: what copies must do it with any
+                model.transformer.wte.weight.grad = None
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        n_generated, n_repeated = batches.mixture(step)
-        parts = each.split([n_generated, n_repeated, len(each) - n_generated - n_repeated])
-        losses.append([part.mean().item() for part in parts])
+        losses.append(each)
         if (step + 1) % 50 == 0:
-            made, copies, novel = np.mean(losses[-50:], axis=0)
-            rate = (step + 1 - first) * tokens.numel() / (time.time() - started)
-            print(
-                f"step {step + 1}/{settings.n_steps}  novels {novel:.3f}  generated {made:.3f}  "
-                f"repeated {copies:.3f}  {rate:,.0f} tokens/s",
-                flush=True,
-            )
+            told = "  ".join(f"{name} {x:.3f}" for name, x in zip(parts, np.mean(losses[-50:], axis=0), strict=True))
+            rate = (step + 1 - first) / (time.time() - started)
+            print(f"step {step + 1}/{settings.n_steps}  {told}  {rate:.2f} steps/s", flush=True)
         if (step + 1) % checkpoint_every == 0:
             _checkpoint(checkpoint, model, opts, step + 1)
             save_model(model, tokenizer, settings, work / "model")
@@ -286,18 +315,18 @@ def main(
     n_layer: int = Settings.n_layer,
     n_head: int = Settings.n_head,
     n_embd: int = Settings.n_embd,
-    n_windows: int = Settings.n_windows,
     vocab_size: int = Settings.vocab_size,
     lr: float = Settings.lr,
     lr_rest: float = Settings.lr_rest,
     seed: int = 0,
+    start: Annotated[str, typer.Option(help="A model folder to begin with, in place of random weights.")] = "",
     compile: Annotated[bool, typer.Option(help="torch.compile: 1.5 times as fast; needs a C++ compiler.")] = True,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train the bundled model. Example: python -m interp.bundled.train --text novels/"""
     settings = Settings(
-        n_steps=n_steps, n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_windows=n_windows,
-        vocab_size=vocab_size, lr=lr, lr_rest=lr_rest, seed=seed,
+        n_steps=n_steps, n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size,
+        lr=lr, lr_rest=lr_rest, seed=seed, start=start,
     )  # fmt: skip
     train(text, out, work, settings, device, compile)
 

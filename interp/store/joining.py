@@ -12,6 +12,7 @@ from typing import Any
 from interp import runs
 from interp.errors import InputError
 from interp.store import format
+from interp.store.manifest import append_manifest, close, read_manifest, write_description
 from interp.store.reading import Store, open_finished
 
 
@@ -58,7 +59,7 @@ def _join(stores: list[Store], out: Path) -> None:
     description = stores[0].description
     text = description["text"] | {"shard": [0, 1]}
     corpus = [store.description["corpus"] for store in stores]
-    format.write_description(out, description | {"text": text, "corpus": {"parts": corpus}})
+    write_description(out, description | {"text": text, "corpus": {"parts": corpus}})
     end, row, joined = 0, 0, []
     for store in stores:
         for shard in store.shards:
@@ -70,8 +71,8 @@ def _join(stores: list[Store], out: Path) -> None:
                 if error.errno != errno.EXDEV:
                     raise
                 raise InputError(f"{out} is on another file system than {store.path}: move one of them.") from None
-            end = format.append_manifest(out, moved, after=end)
+            end = append_manifest(out, moved, after=end)
             joined.append(moved)
             row += shard.rows
     format.write_index(out, joined)
-    format.close(out, format.read_manifest(out))
+    close(out, read_manifest(out))

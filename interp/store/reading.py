@@ -17,6 +17,7 @@ from interp import runs
 from interp.decoder.sites import expand
 from interp.errors import DamagedStore, InputError, MissingFile, nearest
 from interp.store import format
+from interp.store.manifest import file_hash, read_description, read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,15 +171,15 @@ class Store:
             beside = [str(p.parent) for p in self.path.parent.glob("*/store.json")]
             hint = f"Nearest: {nearest(str(path), beside)}." if beside else "Make one with: interp record."
             raise MissingFile(f"no store at {path}. {hint}")
-        self.description: dict[str, Any] = format.read_description(self.path)
+        self.description: dict[str, Any] = read_description(self.path)
         done = runs.is_done(self.path)  # before the manifest, which is closed first
-        manifest = format.read_manifest(self.path)
+        manifest = read_manifest(self.path)
         if done and manifest.closing is None:
             raise DamagedStore(
                 f"{self.path / 'manifest.jsonl'}: the line that closes the store is not as it was written."
             )
         self.shards, self.finished = manifest.shards, manifest.closing is not None
-        if manifest.closing and format.file_hash(self.path / "store.json") != manifest.closing["files"]["store.json"]:
+        if manifest.closing and file_hash(self.path / "store.json") != manifest.closing["files"]["store.json"]:
             raise DamagedStore(f"{self.path / 'store.json'} is not as it was written.")
         if not self.shards:
             raise InputError(f"{path} has no finished shard yet: the command that made it continues it.")

@@ -28,6 +28,7 @@ from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError, NotFinite, nearest
 from interp.store import format
+from interp.store.manifest import close, read_description, read_manifest, write_description
 from interp.store.reading import Store
 from interp.store.statistics import Sums
 from interp.store.writing import Ring, Slot
@@ -158,7 +159,7 @@ def record(
         out, kind="record", config=config, model=model.provenance(), seed=0, device=str(model.device),
         overwrite=overwrite,
     ):  # fmt: skip
-        manifest = format.read_manifest(out)
+        manifest = read_manifest(out)
         if not manifest.closing:
             windows = _windows_left(model, settings, corpus, manifest.shards)
             _record(model, wanted, settings, config, out, windows, progress)
@@ -180,12 +181,12 @@ def _record(
     windows: Iterator[Windows], progress: bool,
 ) -> None:  # fmt: skip
     if (out / "store.json").exists():
-        description = format.read_description(out)
+        description = read_description(out)
     else:
         size = config["batch_size"] or _fitting_batch(model, wanted, settings.context)
         description = _description(model, wanted, settings, config) | {"batch_size": size}
-        format.write_description(out, description)
-    shapes, done = wanted.shapes(model, settings.context), format.read_manifest(out).shards
+        write_description(out, description)
+    shapes, done = wanted.shapes(model, settings.context), read_manifest(out).shards
     row_bytes = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in shapes.values())
     start = sum(shard.rows for shard in done)
     with (
@@ -196,11 +197,11 @@ def _record(
         for part, last in _parts(windows, config["rows_per_shard"], settings.context if wanted.patterns else 1):
             slot = ring.slot()
             ring.send(slot, recorder.fill(slot, part, last, bar))
-    shards = format.read_manifest(out).shards
+    shards = read_manifest(out).shards
     corpus = shards[-1].next["report"] | {"files": config["files"]}
-    format.write_description(out, description | {"corpus": corpus})
+    write_description(out, description | {"corpus": corpus})
     format.write_index(out, shards)
-    format.close(out, format.read_manifest(out))
+    close(out, read_manifest(out))
 
 
 def _description(model: Model, wanted: Wanted, settings: TextSettings, config: dict[str, Any]) -> dict[str, Any]:

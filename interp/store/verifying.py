@@ -9,6 +9,7 @@ from pathlib import Path
 from interp import runs
 from interp.errors import DamagedStore, InputError, MissingFile
 from interp.store import format
+from interp.store.manifest import Manifest, file_hash, read_description, read_manifest
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def verify(folder: str | Path, *, progress: Callable[[int], None] = lambda n_byt
     found = list(_run(folder))
     try:
         done = not found and runs.is_done(folder)
-        manifest = format.read_manifest(folder)
+        manifest = read_manifest(folder)
     except InputError as error:
         return [*found, Damage("manifest.jsonl", "", "", str(error))]
     if manifest.closing:
@@ -70,19 +71,19 @@ def _run(folder: Path) -> Iterator[Damage]:
 
 def _description(folder: Path) -> Iterator[Damage]:
     try:
-        format.read_description(folder)
+        read_description(folder)
     except InputError as error:
         yield Damage("store.json", "", "", str(error))
 
 
-def _closing(folder: Path, manifest: format.Manifest) -> Iterator[Damage]:
+def _closing(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     closing = manifest.closing or {}
     if closing["shards"] != len(manifest.shards) or closing["rows"] != sum(s.rows for s in manifest.shards):
         yield Damage("manifest.jsonl", "", "", f"names {len(manifest.shards)} shards of {closing['shards']}.")
     for name, hash in closing["files"].items():
         if not (folder / name).exists():
             yield Damage(name, "", "", "is missing.")
-        elif format.file_hash(folder / name) != hash:
+        elif file_hash(folder / name) != hash:
             yield Damage(name, "", "", "is not as it was written.")
 
 

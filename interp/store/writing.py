@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.store import format
+from interp.store.manifest import append_manifest, read_manifest
 
 SLOTS = 3
 
@@ -46,7 +47,7 @@ class Ring:
 
     def __init__(self, folder: Path, make: Callable[[], Slot], *, compression: str | None = None, sync: bool = True):
         self.folder, self.make, self.compression, self.sync = folder, make, compression, sync
-        manifest = format.read_manifest(folder)
+        manifest = read_manifest(folder)
         self.end, self.number = manifest.n_bytes, len(manifest.shards)
         self.first_row = sum(shard.rows for shard in manifest.shards)
         self.busy: deque[tuple[Slot, Future[None]]] = deque()
@@ -80,5 +81,5 @@ class Ring:
         shard = format.write_shard(
             self.folder, self.number, **make(), first_row=self.first_row, compression=self.compression, sync=self.sync
         )
-        self.end = format.append_manifest(self.folder, shard, after=self.end, sync=self.sync)
+        self.end = append_manifest(self.folder, shard, after=self.end, sync=self.sync)
         self.number, self.first_row = self.number + 1, self.first_row + shard.rows

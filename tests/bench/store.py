@@ -55,6 +55,7 @@ def arrays(n: int) -> dict[str, np.ndarray]:
 
 def write_one(folder: Path, number: int, parts: dict[str, np.ndarray], end: int, sync: bool) -> int:
     from interp.store import format
+    from interp.store.manifest import append_manifest
 
     statistics_ = {"blocks.0.hook_resid_post": {"sum": np.zeros(D), "sumsq": np.zeros(D)}}
     n = len(parts["tokens"])
@@ -62,7 +63,7 @@ def write_one(folder: Path, number: int, parts: dict[str, np.ndarray], end: int,
         folder, number, parts, statistics_, about={"dtype": "bfloat16"}, first_row=number * n, first_window=0,
         windows=n // 128, next={"last": False}, sync=sync,
     )  # fmt: skip
-    return format.append_manifest(folder, shard, after=end, sync=sync)
+    return append_manifest(folder, shard, after=end, sync=sync)
 
 
 def bench_write(folder: Path, n: int, rounds: int) -> None:
@@ -101,20 +102,21 @@ def made_store(folder: Path, n: int, shard_rows: int = 87_040):
     """A store of random rows, without a model."""
     from interp import runs
     from interp.store import format
+    from interp.store.manifest import close, read_manifest, write_description
     from interp.store.reading import Store
 
     path = folder / f"store{n}"
     if not path.exists():
         path.mkdir()
         data, end = arrays(n), 0
-        format.write_description(path, {
+        write_description(path, {
             "format_version": format.VERSION, "model": {"name": "random", "fingerprint": "none"}, "bos": None,
             "sites": ["blocks.0.hook_resid_post"], "patterns": [], "context": 128, "dtype": "bfloat16",
         })  # fmt: skip
         for number, start in enumerate(range(0, n, shard_rows)):
             end = write_one(path, number, {k: v[start : start + shard_rows] for k, v in data.items()}, end, False)
-        format.write_index(path, format.read_manifest(path).shards)
-        format.close(path, format.read_manifest(path))
+        format.write_index(path, read_manifest(path).shards)
+        close(path, read_manifest(path))
         runs.write_run(path, {"kind": "record", "status": "done"})
     return Store(path)
 
@@ -332,11 +334,12 @@ def child(folder: Path, gib: int) -> None:
             })  # fmt: skip
     from interp import runs
     from interp.store import format
+    from interp.store.manifest import close, read_manifest, write_description
 
-    format.write_description(path, {"format_version": format.VERSION, "model": {}, "bos": None, "context": 128,
+    write_description(path, {"format_version": format.VERSION, "model": {}, "bos": None, "context": 128,
                                     "sites": [name.split("/")[1]], "patterns": []})  # fmt: skip
-    format.write_index(path, format.read_manifest(path).shards)
-    format.close(path, format.read_manifest(path))
+    format.write_index(path, read_manifest(path).shards)
+    close(path, read_manifest(path))
     runs.write_run(path, {"kind": "record", "status": "done"})
     for _ in Store(path)["0.resid_post"].blocks(verify=True):
         pass
