@@ -187,13 +187,13 @@ def test_stream_and_windows_are_the_models_own_tokens_in_order(tiny_model, jsonl
 def test_every_drop_is_counted_under_its_first_reason(jsonl, texts):
     from interp.data.documents import Documents, TextSettings
 
-    documents = Documents(TextSettings(jsonl, min_chars=10, max_chars=200, script="Latin"))
+    documents = Documents(TextSettings(jsonl, min_chars=10, max_chars=120, script="Latin"))
     kept = list(documents)
     counts = documents.report()["counts"]
-    right_size = [t for t in texts if 10 <= len(t) <= 200]
+    right_size = [t for t in texts if 10 <= len(t) <= 120]
     assert counts["read"] == 20 == sum(n for fate, n in counts.items() if fate != "read")
     assert counts["too_short"] == sum(len(t) < 10 for t in texts) and counts["too_long"] == sum(
-        len(t) > 200 for t in texts
+        len(t) > 120 for t in texts
     )
     assert counts["duplicate"] == len(right_size) - len(set(right_size)) and counts["script"] == 1
     assert [d.text for d in kept] == [t for t in dict.fromkeys(right_size) if "Мария" not in t]
@@ -239,7 +239,7 @@ def test_the_digest_is_of_the_kept_text_alone(jsonl, texts, tmp_path):
 
     again = write_jsonl(tmp_path / "other-name.jsonl", [t for n, t in enumerate(texts) if t not in texts[:n]], "body")
     assert digest(jsonl) == digest(again, field="body")
-    assert digest(jsonl) != digest(jsonl, max_chars=200)
+    assert digest(jsonl) != digest(jsonl, max_chars=100)
 
 
 def arrow_stream(path, texts, column="text", rows=7):
@@ -370,7 +370,7 @@ def test_the_bundled_text_is_read_by_name(tiny_model):
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.text(alphabet="abzé'1239 \n\t\r.,!~_\u3042\u0301\u00a0\u2028\x1c<|>endoftx", max_size=80), st.booleans())
+@given(st.text(alphabet="abzé'12²    \n\n\t\r.,~_\u3042\u0301\u00a0\u2028\x1c<|>", max_size=80), st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_pieces_have_the_tokens_of_the_whole(both_tokenizers, text, special):
     from interp.data import packing
@@ -406,9 +406,12 @@ def test_only_known_tokenizers_are_cut(tiny_dir):
         {"pre_tokenizer": None}, {"pre_tokenizer": bytes_ | {"add_prefix_space": True}},
         {"pre_tokenizer": bytes_ | {"use_regex": False}}, {"normalizer": {"type": "Lowercase"}},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [numbers | {"behavior": "Removed"}, bytes_]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, bytes_]}},
         {"model": file["model"] | {"type": "Unigram"}},
-        {"added_tokens": [file["added_tokens"][0] | {"content": "\n\n"}]},
+        {"added_tokens": [file["added_tokens"][0] | {"content": "a b"}]},
         {"added_tokens": [file["added_tokens"][0] | {"rstrip": True}]},
+        {"added_tokens": [file["added_tokens"][0] | {"content": "end"}]},
     ):  # fmt: skip
         assert not _can_cut(file | change)
 
@@ -601,7 +604,7 @@ def bad_files(folder):
     yield "r.arrow", (folder / "r.arrow").read_bytes()[:-5000], "r.arrow cannot be read: "
     yield "s.txt", b"", "s.txt: none of 1 documents is left (1 too_short)."
     yield "t.jsonl", b"", "t.jsonl: no document in it."
-    yield "u.txt", b"too little", "u.txt: 6 tokens, fewer than one window of 16."
+    yield "u.txt", b"too little", "tokens, fewer than one window of 16."
 
 
 def test_bad_files_are_named_in_one_line_with_what_is_wrong(tiny_model, tmp_path):

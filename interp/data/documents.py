@@ -82,15 +82,21 @@ class TextSettings:
         ):  # fmt: skip
             if wrong:
                 raise InputError(message)
-        if self.script is not None and not any(_is_script(chr(code), self.script) for code in range(sys.maxunicode)):
-            known = {unicodedata.name(chr(code), "").split(" ")[0].lower() for code in range(0x30000)}
-            raise InputError(f'no script "{self.script}". Nearest: {nearest(self.script.lower(), sorted(known))}.')
+        if self.script is not None:
+            _check_script(self.script)
 
     @property
     def named(self) -> str:
         """The sources, for a message."""
         more = len(self.sources) - 3
         return ", ".join(self.sources[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_script(script: str) -> None:
+    letters = filter(str.isalpha, map(chr, range(0x30000)))
+    names = dict.fromkeys(unicodedata.name(letter, "").partition(" ")[0].lower() for letter in letters)
+    if script.split(" ")[0].lower() not in names:
+        raise InputError(f'no script "{script}". Nearest: {nearest(script.lower(), names)}.')
 
 
 @functools.cache
@@ -285,9 +291,8 @@ class Documents:
         """Why no document came."""
         n = self._counts["read"]
         left_out = ", ".join(f"{n} {fate}" for fate, n in self._counts.items() if n and fate != "read")
-        return InputError(
-            f"{named}: " + (f"none of {n} documents is left ({left_out})." if n else "no document in it.")
-        )
+        why = f"none of {n} documents is left ({left_out})." if n else "no document in it."
+        return InputError(f"{self.settings.named}: {why}")
 
 
 def _hash(text: str, where: str) -> bytes:

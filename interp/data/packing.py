@@ -83,28 +83,28 @@ def fast_tokenizer(file: str, bos: int | None) -> Tokenizer:
     return Tokenizer(encode, bos, _can_cut(json.loads(file)), file)
 
 
-_BORDER = re.compile(r"[\w!-~]\n(?=[\w!-~])")
+_BORDER = re.compile(r"[ \n](?=[^\W\d])")
 
 
 def _can_cut(file: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json is known to put a border behind every single newline between two visible characters,
-    whatever else the text holds: byte-level BPE that splits by GPT-2's expression (gpt2, pythia, the bundled model),
-    numbers split off before or not.
+    """Whether a tokenizer.json is known to begin a word at every `_BORDER`, whatever else the text holds: BPE of bytes,
+    split by GPT-2's expression (gpt2, the bundled model), digits split off before or not.
 
-    There a newline is only ever matched by `\\s+`, which ends before a visible character, and nothing looks behind.
-    An added token could span the border if it had a newline, or took in the space beside it. NFC joins nothing to one.
+    The border is the last space before a letter. What comes before it in a run of spaces is one word, matched by
+    `\\s+(?!\\S)`, as it is where the text ends there, and nothing looks behind. Where the run is the end of what the
+    expression sees (an added token, or a digit split off, follows), all of it is one word: no border there. An added
+    token could also span a border, if it has a space or takes in those beside it. NFC joins no letter to a space.
     """
     splits = file["pre_tokenizer"] or {}
     *before, last = splits.get("pretokenizers", [splits])
-    numbers = {r"\d{1,2}", r"\d{1,3}", r"\p{N}{1,3}", r"\d", r"\p{N}"}
     return (
         file["model"]["type"] == "BPE"
         and (last.get("type"), last.get("use_regex"), last.get("add_prefix_space")) == ("ByteLevel", True, False)
-        and all(s.get("type") == "Digits" or s.get("pattern", {}).get("Regex") in numbers for s in before)
+        and all(split.get("pattern") in [{"Regex": rf"\d{n}"} for n in ("", "{1,2}", "{1,3}")] for split in before)
+        and all(split["behavior"] == "Isolated" and not split["invert"] for split in before)
         and file["normalizer"] in (None, {"type": "NFC"})
-        and not any(
-            t["lstrip"] or t["rstrip"] or t["single_word"] or "\n" in t["content"] for t in file["added_tokens"]
-        )
+        and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in file["added_tokens"])
+        and not any(re.search(r"^\w|\s", token["content"]) for token in file["added_tokens"])
     )
 
 
@@ -112,7 +112,7 @@ def _cut(text: str) -> list[str]:
     """Pieces of `PIECE_CHARS` and somewhat more: in one piece a book takes twice the time and 500 bytes a token."""
     ends = [0]
     while border := _BORDER.search(text, ends[-1] + PIECE_CHARS):
-        ends.append(border.end())
+        ends.append(border.start())
     return [text[begin:end] for begin, end in zip(ends, [*ends[1:], len(text)], strict=True)]
 
 
