@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ COLUMNS = {"tokens": "<i4", "sequence": "<i8", "document": "<i8", "position": "<
 """What every row says of itself: token id, number of its window, number of its document, position in the window."""
 BINS = 2048
 """Bins of the histogram of norms: 32 to every factor of 2, from 2^-32 to 2^32; one is 2.2% wide."""
-_PAGE = 4096
+_PAGE, _PIECE = 4096, 2**20
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def write_shard(
     fd = os.open(temporary, os.O_RDWR)
     try:
         size = os.fstat(fd).st_size
+        os.posix_fallocate(fd, 0, size)  # a full disk is known before anything is written
         places = {}
         for name, array in arrays.items():
             checksums = _write_data(fd, array, offsets[name])
@@ -201,16 +203,17 @@ def check_compression(name: str | None) -> None:
 
 
 def _write_data(fd: int, array: np.ndarray, offset: int | None) -> str:
-    """Data to `offset`, and the checksums of its blocks."""
+    """Data to `offset`, and the checksums of its blocks, which another thread hashes meanwhile."""
     array = np.ascontiguousarray(array)
-    checksums = []
-    for start in range(0, len(array), BLOCK):
-        block = memoryview(array[start : start + BLOCK].reshape(-1).view(np.uint8))
-        checksums.append(xxhash.xxh3_64_hexdigest(block))
-        if offset is not None:
-            write_all(fd, block, offset)
-            offset += len(block)
-    return "".join(checksums)
+    with ThreadPoolExecutor(1) as pool:
+        checksums = []
+        for start in range(0, len(array), BLOCK):
+            block = memoryview(array[start : start + BLOCK].reshape(-1).view(np.uint8))
+            checksums.append(pool.submit(xxhash.xxh3_64_hexdigest, block))
+            if offset is not None:
+                write_all(fd, block, offset)
+                offset += len(block)
+        return "".join(checksum.result() for checksum in checksums)
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
@@ -269,18 +272,24 @@ def damaged_blocks(folder: Path, shard: Shard) -> Iterator[tuple[str, int, int]]
     try:
         for name, place in shard.datasets.items():
             if place.offset is not None:
-                for i, block in enumerate(_blocks(fd, place)):
-                    if xxhash.xxh3_64_hexdigest(block) != place.checksums[16 * i : 16 * i + 16]:
-                        yield name, i * BLOCK, min((i + 1) * BLOCK, place.shape[0]) - 1
+                room = np.empty(BLOCK * place.row_bytes, np.uint8)
+                for i, start in enumerate(range(0, place.shape[0], BLOCK)):
+                    n = (min(start + BLOCK, place.shape[0]) - start) * place.row_bytes
+                    if not read_block(fd, room[:n], place, i):
+                        yield name, start, start + n // place.row_bytes - 1
     finally:
         os.close(fd)
 
 
-def _blocks(fd: int, place: Place) -> Iterator[memoryview]:
-    buffer = np.empty(BLOCK * place.row_bytes, np.uint8)
-    for start in range(0, place.shape[0], BLOCK):
-        n = (min(start + BLOCK, place.shape[0]) - start) * place.row_bytes
-        yield memoryview(buffer)[: read_into(fd, buffer[:n], place.offset + start * place.row_bytes)]
+def read_block(fd: int, out: np.ndarray, place: Place, i: int) -> bool:
+    """Fill `out` (uint8) with the i-th block of BLOCK rows; whether it is as it was written."""
+    digest, offset = xxhash.xxh3_64(), place.offset + i * BLOCK * place.row_bytes
+    for at in range(0, len(out), _PIECE):
+        piece = out[at : at + _PIECE]
+        if read_into(fd, piece, offset + at) != len(piece):
+            return False
+        digest.update(piece)
+    return digest.hexdigest() == place.checksums[16 * i : 16 * i + 16]
 
 
 def read_into(fd: int, out: np.ndarray, offset: int) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
 from interp import runs
 from interp.decoder.sites import expand
@@ -111,36 +110,37 @@ class Rows:
             out[...] = self._part(shard)[first : first + len(out)]
             return
         path = self.folder / self.files[shard]
-        low = first // format.BLOCK * format.BLOCK if verify else first
-        high = (
-            min(-(-(first + len(out)) // format.BLOCK) * format.BLOCK, place.shape[0]) if verify else first + len(out)
-        )
-        exact = (low, high) == (first, first + len(out))
-        block = out if exact else np.empty((high - low, *place.shape[1:]), place.stored)
-        raw = block.reshape(-1).view(np.uint8)
         with open(path, "rb", buffering=0) as file:
-            if format.read_into(file.fileno(), raw, place.offset + low * place.row_bytes) != len(raw):
+            if verify:
+                self._read_checked(file.fileno(), shard, first, out)
+                return
+            raw = out.reshape(-1).view(np.uint8)
+            if format.read_into(file.fileno(), raw, place.offset + first * place.row_bytes) != len(raw):
                 raise DamagedStore(f"{path} is too short for {self.name}.")
-        if verify:
-            self._check(shard, low, raw)
-        if not exact:
-            out[...] = block[first - low : first - low + len(out)]
 
-    def _check(self, shard: int, low: int, raw: np.ndarray) -> None:
-        place, size = self.places[shard], format.BLOCK * self.places[shard].row_bytes
-        for i, start in enumerate(range(0, len(raw), size), start=low // format.BLOCK):
-            if xxhash.xxh3_64_hexdigest(raw[start : start + size]) != place.checksums[16 * i : 16 * i + 16]:
-                begin = int(self.starts[shard]) + i * format.BLOCK
-                last = min(begin + format.BLOCK, int(self.starts[shard]) + place.shape[0]) - 1
+    def _read_checked(self, fd: int, shard: int, first: int, out: np.ndarray) -> None:
+        """The blocks in which the rows lie, each checked."""
+        place, last = self.places[shard], first + len(out)
+        for i in range(first // format.BLOCK, -(-last // format.BLOCK)):
+            low, high = i * format.BLOCK, min((i + 1) * format.BLOCK, place.shape[0])
+            whole = first <= low and high <= last
+            block = out[low - first : high - first] if whole else np.empty((high - low, *place.shape[1:]), place.stored)
+            if not format.read_block(fd, block.reshape(-1).view(np.uint8), place, i):
+                begin, end = int(self.starts[shard]) + low, int(self.starts[shard]) + high - 1
                 raise DamagedStore(
-                    f"{self.folder / self.files[shard]}: {self.name} rows {begin:,} to {last:,} are not as written."
+                    f"{self.folder / self.files[shard]}: {self.name} rows {begin:,} to {end:,} are not as written."
                 )
+            if not whole:
+                start, stop = max(first, low), min(last, high)
+                out[start - first : stop - first] = block[start - low : stop - low]
 
     def blocks(self, n: int = format.BLOCK, *, verify: bool = False) -> Iterator[np.ndarray]:
-        """All rows in their order, up to `n` at a time, in the dtype of the file; each is valid until the next."""
+        """All rows in their order, up to `n` at a time and never over the end of a shard, in the dtype of the file;
+        each is valid until the next."""
         buffer = np.empty((n, *self.shape[1:]), self.places[0].stored)
-        for start in range(0, len(self), n):
-            yield self.read(start, min(start + n, len(self)), out=buffer, verify=verify)
+        for begin, place in zip(self.starts.tolist(), self.places, strict=True):
+            for start in range(begin, begin + place.shape[0], n):
+                yield self.read(start, min(start + n, begin + place.shape[0]), out=buffer, verify=verify)
 
 
 def as_float32(values: np.ndarray, dtype: str) -> np.ndarray:
