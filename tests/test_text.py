@@ -488,7 +488,7 @@ def ends_soon(pid, seconds=100):
 def test_no_process_is_left_when_the_loop_is(tiny_model, large, how):
     from interp.data.text import TextSettings, stream
 
-    source = stream(tiny_model, TextSettings(large / "a.jsonl", context=64, n_tokens=5_000), worker=True)
+    source = stream(tiny_model, TextSettings(large / "a.jsonl", context=64, n_tokens=100_000), worker=True)
     if how == "break":
         for _ in source:
             pid = source._process.pid
