@@ -44,19 +44,19 @@ class Settings:
     n_embd: int = 256
     n_positions: int = 128
     vocab_size: int = 6144
-    n_novels: int = 6
+    n_novels: int = 11
     """Windows of novels a step, n_positions tokens each."""
-    n_repeated: int = 1
+    n_repeated: int = 3
     """Windows of repeated sequences a step."""
     n_sentences: int = 64
     """Generated sentences a step, each alone after BOS."""
-    n_steps: int = 800
-    lr: float = 0.006
+    n_steps: int = 12000
+    lr: float = 0.02
     """Muon's, for the matrices inside the blocks (Jordan 2024); AdamW's for the rest is `lr_rest`."""
-    lr_rest: float = 0.0006
-    share: float = 0.5
+    lr_rest: float = 0.002
+    share: float = 0.25
     """Weight of the loss of the copies, and of that of the generated sentences, beside 1 for the novels'."""
-    warmup: int = 50
+    warmup: int = 100
     weight_decay: float = 0.1
     broad_from: int = 4000
     """From this step on the generated sentences are of many more templates (`generated.BROAD`): names are copied after
