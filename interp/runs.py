@@ -56,18 +56,24 @@ def is_sealed(folder: Path) -> bool:
     return whole and run.get("xxh3") == _hash(kept) and list(run)[-1] == "xxh3"
 
 
+def read_json(path: Path, what: str = "", *, wrong: type[InputError] = InputError) -> dict[str, Any]:
+    """A JSON object. MissingFile where there is no file, `wrong` where it is something else; `what` says in the message
+    what the folder is not, then."""
+    end = f": {what}." if what else "."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFile(f"no {path.name} in {path.parent}{end}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise wrong(f"{path} is not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise wrong(f"{path} holds no keys{end}")
+    return content
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The run.json of a folder. MissingFile where there is none, InputError where it is not JSON."""
-    path = Path(folder) / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFile(f"no run.json in {folder}: not a result of the workbench.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(run, dict):
-        raise InputError(f"{path} holds no keys: not a result of the workbench.")
-    return run
+    return read_json(Path(folder) / "run.json", "not a result of the workbench")
 
 
 def is_done(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from interp.decoder.hooks import captured
 from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError
-from interp.store.reading import Store
+from interp.store.reading import Store, open_finished
 
 BUFFER = 1 << 17
 """Rows of a model's activations that are shuffled together: 128 batches of 1024."""
@@ -48,11 +48,8 @@ def is_held_out(sequence: Int[np.ndarray, " row"], share: float) -> Bool[np.ndar
 class StoreSource:
     """The rows of a store."""
 
-    def __init__(self, store: Store, *, held_out: float = 0.0) -> None:
-        if not store.finished:
-            raise InputError(
-                f"{store.path} is still being written, or was not finished: the same command continues it."
-            )
+    def __init__(self, store: Store | str | Path, *, held_out: float = 0.0) -> None:
+        store = open_finished(store)
         self.store, self.name, self.model, self.context = store, store.name, store.model, store.context
         rows = store.content_rows
         out = is_held_out(store.sequence[:][rows], held_out)

@@ -7,7 +7,6 @@ unpickled. Folders of other libraries: sae/importing.py.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -189,24 +188,11 @@ def _whereabouts(folder: Path, cfg: dict[str, Any], is_transcoder: bool) -> dict
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    cfg = read_json(path)
+    cfg = runs.read_json(path)
     topk = "topk" in _architecture(cfg)
     if missing := [key for key in ("d_in", "d_sae", *["k"] * topk) if key not in cfg]:
         raise InputError(f"{path} does not say {', '.join(missing)}.")
     return cfg
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. MissingFile where there is none, InputError where it is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFile(f"no {path.name} in {path.parent}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no keys.")
-    return content
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], *, step: int) -> None:

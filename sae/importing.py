@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp import runs
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
-from sae.files import CONFIG, centre_input, read_json, read_tensors
+from sae.files import CONFIG, centre_input, read_tensors
 
 DL_CLASSES = {
     "AutoEncoder": "standard", "AutoEncoderNew": "standard", "GatedAutoEncoder": "gated", "AutoEncoderTopK": "topk",
@@ -34,7 +35,7 @@ Parts = tuple[dict[str, Tensor], dict[str, Any]]
 
 def read_dictionary_learning(folder: Path) -> Parts:
     """`ae.pt` and `config.json`. UnknownName for a class that we have no match for."""
-    config = read_json(folder / "config.json")
+    config = runs.read_json(folder / "config.json")
     trainer = config.get("trainer") or {}
     kind = trainer.get("dict_class")
     if kind not in DL_CLASSES:
@@ -76,7 +77,7 @@ def read_dictionary_learning(folder: Path) -> Parts:
 
 def read_sparsify(folder: Path) -> Parts:
     """`sae.safetensors` and `cfg.json`; the site from the folder's name, the model from the config.json above it."""
-    cfg = read_json(folder / CONFIG)
+    cfg = runs.read_json(folder / CONFIG)
     if (activation := cfg.get("activation", "topk")) != "topk" or cfg.get("signed"):
         kind = "signed" if cfg.get("signed") else activation
         raise InputError(f'{folder / CONFIG}: activation "{kind}" is not one of ours: we read "topk".')
@@ -95,7 +96,7 @@ def read_sparsify(folder: Path) -> Parts:
     if cfg.get("transcode"):
         site, out_site = (f"blocks.{found[1]}.{module}.hook_in" if found else ""), site or "unknown"
     above = folder.parent / "config.json"
-    training = read_json(above) if above.exists() else {}
+    training = runs.read_json(above) if above.exists() else {}
     return weights, {
         "architecture": "topk", "k": cfg.get("k"), "site": site, "out_site": out_site,
         "model": {"name": training.get("model")}, "context": training.get("ctx_len"),

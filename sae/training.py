@@ -122,7 +122,7 @@ def _prepare(
     if isinstance(source, Model):
         source = ModelSource(source, text, context=context, held_out=first.held_out)
     else:
-        source = StoreSource(source if isinstance(source, Store) else Store(source), held_out=first.held_out)
+        source = StoreSource(source, held_out=first.held_out)
     wanted = {key for settings in dictionaries.values() for key in settings if settings[key] is not None}
     n_tokens = first.n_tokens if "n_tokens" in wanted else 4 * source.n_rows // first.batch_size * first.batch_size
     prepared = []

@@ -82,7 +82,15 @@ _OPENINGS = [
     "Last summer ", "Now ", "That night ", "Long ago, ", "Next, ", "Finally, ", "On Sunday ", "So ", "Afterwards ",
     "It happened that ", "Everyone knows that ", "Once more, ", "Again, ", "First, ", "Sometimes ",
 ]  # fmt: skip
-_CONJUNCTIONS = (
+
+
+def _phrases(text: str) -> list[str]:
+    """Words apart, then phrases behind bars: "a b|c d" is a, b... each word before the first bar alone."""
+    first, *rest = text.split("|")
+    return [*first.split(" "), *rest]
+
+
+_CONJUNCTIONS = _phrases(
     "Before Because Since Although Once Whenever Until If As|Just as|As soon as|Even though|The day|The moment"
 )
 _TOGETHER = [
@@ -97,24 +105,17 @@ _TOGETHER = [
     "were dreaming about the {object}", "thought of the {place}", "met", "travelled to the {place}",
     "visited the {place}",
 ]  # fmt: skip
-_TRANSFERS = (
+_TRANSFERS = _phrases(
     "handed gave sent offered showed threw lent sold brought carried returned promised passed gave took left "
     "read|wanted to hand|tried to pass|was going to give|agreed to lend|had to sell|was happy to give|hoped to "
     "send|went to give|began to show|would give|could give|had given|quickly gave|then gave|at once sent|would "
     "not give|wished to give"
 )
-_SAYINGS = (
+_SAYINGS = _phrases(
     "spoke whispered sang wrote nodded bowed listened talked smiled ran went came turned cried belonged called "
     "replied answered laughed shouted|told a story|sold everything|read a letter|explained it all|paid a "
     "visit|made a promise"
 )
-
-
-def _phrases(text: str) -> list[str]:
-    """Words apart, then phrases behind bars: "a b|c d" is a, b... each word before the first bar alone."""
-    first, *rest = text.split("|")
-    *words, last = first.split(" ")
-    return [*words, last, *rest]
 
 
 def indirect_object(rng: random.Random, vocabulary: Vocabulary, names: tuple[str, str] | None = None) -> str:
@@ -130,14 +131,14 @@ def indirect_object(rng: random.Random, vocabulary: Vocabulary, names: tuple[str
     if free and rng.random() < 0.8:
         together = rng.choice(vocabulary.phrases)
     if rng.random() < 0.4:
-        clause, join = f"{rng.choice(_phrases(_CONJUNCTIONS))} {pair} {together}", rng.choice([", ", ", ", ", then "])
+        clause, join = f"{rng.choice(_CONJUNCTIONS)} {pair} {together}", rng.choice([", ", ", ", ", then "])
     else:
         opening = rng.choice(vocabulary.phrases) + " " if free and rng.random() < 0.5 else rng.choice(_OPENINGS)
         clause, join = f"{opening}{pair} {together}", rng.choice(_JOIN)
     if free and rng.random() < 0.6:
         giving = rng.choice(vocabulary.phrases)
     elif rng.random() < 0.3:
-        giving = rng.choice(_phrases(_SAYINGS))
+        giving = rng.choice(_SAYINGS)
     else:
         adjective = rng.choice(["", "", "", "old ", "fine ", "big ", "new "])
         given = [
@@ -149,7 +150,7 @@ def indirect_object(rng: random.Random, vocabulary: Vocabulary, names: tuple[str
             "them",
             f"his {thing}",
         ]
-        giving = f"{rng.choice(_phrases(_TRANSFERS))} {rng.choice(given)}"
+        giving = f"{rng.choice(_TRANSFERS)} {rng.choice(given)}"
     text = f"{clause.format(a=a, b=b)}{join}{giver} {giving} to[ {receiver}]{rng.choice(_AFTER)}"
     return text[0].upper() + text[1:]
 

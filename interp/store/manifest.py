@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from interp import runs
-from interp.errors import DamagedStore, InputError, MissingFile
+from interp.errors import DamagedStore, InputError
 from interp.store.format import VERSION, Place, Shard, write_all
 
 
@@ -100,14 +100,11 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
+    """store.json. MissingFile where there is none, DamagedStore where it cannot be read, InputError where it is of
+    another format."""
     path = folder / "store.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFile(f"no store.json in {folder}: not a store.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedStore(f"{path} is not JSON: {error}.") from None
-    version = description.get("format_version") if isinstance(description, dict) else None
+    description = runs.read_json(path, "not a store", wrong=DamagedStore)
+    version = description.get("format_version")
     if not isinstance(version, int):
         raise DamagedStore(f"{path} does not say of which format the store is.")
     if version != VERSION:

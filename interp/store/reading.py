@@ -56,7 +56,7 @@ class Rows:
         if place.offset is None:
             import h5py
 
-            if place.checksums and not path.exists():
+            if not path.exists():
                 raise DamagedStore(f"{path} is missing.")
             _filters()
             with h5py.File(path, "r", locking=False) as file:
@@ -326,9 +326,9 @@ class Store:
         }  # fmt: skip
 
 
-def open_finished(path: str | Path) -> Store:
+def open_finished(store: Store | str | Path) -> Store:
     """A store that is whole; InputError for one that is still being written."""
-    store = Store(path)
+    store = store if isinstance(store, Store) else Store(store)
     if not store.finished:
-        raise InputError(f"{path} is not finished: the command that made it continues it.")
+        raise InputError(f"{store.path} is not finished: the command that made it continues it.")
     return store

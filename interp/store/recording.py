@@ -197,11 +197,11 @@ def _record(
         for part, last in _parts(windows, config["rows_per_shard"], settings.context if wanted.patterns else 1):
             slot = ring.slot()
             ring.send(slot, recorder.fill(slot, part, last, bar))
-    shards = read_manifest(out).shards
-    corpus = shards[-1].next["report"] | {"files": config["files"]}
+    manifest = read_manifest(out)
+    corpus = manifest.shards[-1].next["report"] | {"files": config["files"]}
     write_description(out, description | {"corpus": corpus})
-    format.write_index(out, shards)
-    close(out, read_manifest(out))
+    format.write_index(out, manifest.shards)
+    close(out, manifest)
 
 
 def _description(model: Model, wanted: Wanted, settings: TextSettings, config: dict[str, Any]) -> dict[str, Any]:
