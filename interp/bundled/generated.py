@@ -76,6 +76,10 @@ class Vocabulary:
     def capitalised(self) -> list[str]:
         return [word for word in self.words if word[0].isupper()]
 
+    @cached_property
+    def lower(self) -> list[str]:
+        return [word for word in self.words if word[0].islower()] or ["good"]
+
 
 _OPENINGS = [
     "Then ", "Then ", "Once ", "One day ", "Yesterday ", "At last ", "Soon ", "Suddenly, ", "In the evening, ",
@@ -189,16 +193,20 @@ def agreement(rng: random.Random, vocabulary: Vocabulary) -> str:
     noun, other, third = rng.sample(vocabulary.plurals if rng.random() < 0.6 else SINGULAR_PLURAL, 3)
     plural = rng.random() < 0.5
     between = (not plural) if rng.random() < 0.75 else plural
-    adjective, second = (rng.choice(["", "", "", "", "old ", "little ", "red ", "great "]) for _ in range(2))
+    any_word = rng.choice(vocabulary.lower) + " "
+    adjective, second = (rng.choice(["", "", "", "", "old ", "little ", "great ", any_word]) for _ in range(2))
     determiner = rng.choice(["the ", "the ", "the ", "the ", "my ", "his ", "her "])
-    frame = rng.choice(_FRAMES)
-    if rng.random() < 0.55:
+    frame, opening = rng.choice(_FRAMES), rng.random()
+    if opening < 0.35:
         frame = rng.choice(vocabulary.phrases) + rng.choice([" that ", " ", ", "])
+    elif opening < 0.6:  # a noun before the subject: "Near the bridge the keys ..."
+        first = rng.choice([*rng.choice(vocabulary.plurals), rng.choice(vocabulary.lower)])
+        frame = f"{rng.choice([*NEAR, 'during', 'since', 'until'])} {rng.choice(['the', 'the', 'a', 'that'])} {first} "
     subject = f"{frame}the {adjective}{noun[plural]}"
     kind = rng.random()
-    if kind < 0.75:
+    if kind < 0.86:
         subject += f" {_between(rng, vocabulary)} {determiner}{second}{other[between]}"
-    elif kind < 0.85:
+    elif kind < 0.9:
         subject += (
             f" {rng.choice(NEAR)} {determiner}{other[between]} {rng.choice(NEAR)} the {third[rng.random() < 0.5]}"
         )
@@ -260,7 +268,7 @@ def years(rng: random.Random, vocabulary: Vocabulary) -> str:
 
 
 KINDS: dict[Callable[[random.Random, Vocabulary], str], float] = {
-    indirect_object: 0.48, agreement: 0.40, capital: 0.05, pronoun: 0.04, years: 0.03,
+    indirect_object: 0.38, agreement: 0.52, capital: 0.04, pronoun: 0.03, years: 0.03,
 }  # fmt: skip
 
 

@@ -58,9 +58,6 @@ class Settings:
     """Weight of the loss of the copies, and of that of the generated sentences, beside 1 for the novels'."""
     warmup: int = 100
     weight_decay: float = 0.1
-    broad_from: int = 4000
-    """From this step on the generated sentences are of many more templates (`generated.BROAD`): names are copied after
-    few templates first, and after any then."""
     seed: int = 0
     start: str = ""
     """The model folder whose weights and tokenizer training began with; empty: random weights, a new tokenizer."""
