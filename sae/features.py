@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import AlreadyExists, InputError, MissingFile, UnknownName, WrongModel, nearest
+from interp.progress import Progress
 from interp.store.reading import Store, open_finished
 
 if TYPE_CHECKING:
@@ -223,7 +224,6 @@ def _model_of(dct: Dictionary, store: Store, model: Model | None) -> Model:
 def _record(dct: Dictionary, source: Rows, folder: Path, batch_size: int, progress: bool) -> Firings:
     """The pass: every row encoded once, its active latents kept."""
     import torch
-    from rich.progress import Progress
 
     from sae.firings import Firings
     from sae.rows import joined
@@ -239,10 +239,9 @@ def _record(dct: Dictionary, source: Rows, folder: Path, batch_size: int, progre
                 active = dct.active(x)
             token, latent, value = (part.cpu().numpy() for part in (active.token, active.latent, active.value.float()))
             yield rows[token], latent, value
-            bar.advance(task, len(rows))
+            bar.advance(len(rows))
 
-    with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("encoding", total=int(source.content.sum()))
+    with Progress("encoding", int(source.content.sum()), progress) as bar:
         return Firings.record(folder, codes(), n_rows=len(source), d_sae=dct.d_sae)
 
 

@@ -23,12 +23,13 @@ from torch import Tensor
 from interp import runs
 from interp.decoder.loading import Model
 from interp.errors import InputError
+from interp.progress import Progress
 from interp.store.reading import Store
 from sae import files
 from sae.batches import BadActivations, Batch, ModelSource, Source, StoreSource, batches
 from sae.config import DATA, TrainConfig
 from sae.dictionary import Dictionary, names
-from sae.logs import Log, Progress
+from sae.logs import Log
 from sae.trainer import Trainer
 
 _SAMPLE = 32_768  # rows behind b_dec's start and the scales
@@ -209,7 +210,8 @@ class _Grid:
                 run.trainer.restore(*checkpoint)
             run.log = Log(run.out, run.trainer.step)
         config, start = todo[0].config, min(run.trainer.step for run in todo)
-        with Progress(progress, config.n_steps, start, config.batch_size, len(todo)) as bar:
+        title = "training" if len(todo) == 1 else f"training {len(todo)}"
+        with Progress(title, config.n_steps, progress, done=start) as bar:
             steps = range(start, config.n_steps)
             for step, batch in zip(steps, self._batches(config, start, device), strict=False):
                 logged = (step + 1) % log_every == 0 or step + 1 == config.n_steps
@@ -218,7 +220,8 @@ class _Grid:
                         continue
                     report = run.trainer.update(*run.rows(batch))
                     if logged:
-                        bar.note(run.log.add(run.trainer, report))
+                        said = run.log.add(run.trainer, report)
+                        bar.note(f"steps  {said}  {bar.rate * config.batch_size:,.0f} tokens/s")
                     if run.out and (step + 1) % checkpoint_every == 0:
                         check_loss(run.trainer, report)
                         run.log.flush()

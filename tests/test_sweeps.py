@@ -192,7 +192,7 @@ def test_a_model_whose_blocks_do_something_else_when_called_again_takes_the_slow
     from interp.causal.resuming import short_cuts
 
     tokens = torch.randint(1, 200, (2, 8))
-    assert short_cuts(tiny_model, tokens).why == ""
+    assert short_cuts(tiny_model, tokens[:, :7]).why == ""
     counts = iter(range(1000))
     slope = torch.linspace(0, 1, tiny_model.d_model)  # a constant, or a factor, the last norm would take out again
     handle = tiny_model.plain_blocks[1].register_forward_hook(
@@ -254,13 +254,3 @@ def test_free_memory_sets_the_stack_within_bounds(tiny_model, monkeypatch):
     assert 8 <= sweeps.tokens_at_once(tiny_model, 8) <= sweeps.TOKENS_CPU
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 10,000 bytes
     assert sweeps.tokens_at_once(tiny_model, 8) == 8
-
-
-def test_a_log_gets_lines_with_the_time_left(capsys):
-    from interp.causal.sweeps import progress
-
-    with progress("ablating", 40, True) as advance:
-        for _ in range(20):
-            advance(2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 10 and lines[-1].startswith("ablating: 40 of 40") and "left" in lines[0]

@@ -22,6 +22,7 @@ from interp.data.tasks import Task
 from interp.decoder.loading import Model
 from interp.decoder.sites import LAYER_SITES, Component, expand
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
+from interp.progress import Progress
 
 METHODS = ("denoise", "noise")
 AXES = (("layer", "position"), ("layer", "head"))
@@ -71,9 +72,9 @@ def patch(
     places = _places(model, task, site, names, by[1])
     source, target = ("clean", "corrupted") if method == "denoise" else ("corrupted", "clean")
     rows = [Intervention((Write(Whole(place.site, place.head), None, place.where),)) for place in places]
-    with sweeps.progress("patching", len(places) * len(task), progress) as advance:
+    with Progress("patching", len(places) * len(task), progress) as bar:
         found = sweeps.sweep(
-            model, task, rows, metrics=metrics, which=target, donors=task.tokens(source), advance=advance,
+            model, task, rows, metrics=metrics, which=target, donors=task.tokens(source), advance=bar.advance,
             finished=finished,
         )  # fmt: skip
     other = sweeps.sweep(model, task, [], metrics=metrics, which=source)
