@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from interp.decoder.loading import Model
 from interp.errors import InputError
 from interp.progress import Progress
 from interp.store.reading import Store
-from sae import files
+from sae import files, parallel
 from sae.batches import BadActivations, Batch, ModelSource, Source, StoreSource, batches
 from sae.config import DATA, TrainConfig
 from sae.dictionary import Dictionary, names
@@ -130,6 +131,8 @@ def _prepare(
     for name, draft in drafts.items():
         config = replace(draft, n_tokens=max(n_tokens, 1)).with_sites(source.site)
         prepared.append(_Run(name, config, None if out is None else out / name))
+        if (part := config.batch_size // parallel.world()) % config.accumulate:
+            raise InputError(f"a rank's part of a batch ({part}) is no multiple of accumulate ({config.accumulate}).")
     batches(source, [], first.batch_size)  # enough rows for one?
     return _Grid(source, prepared)
 
@@ -161,19 +164,21 @@ class _Grid:
         described = {run.name: self._describe(run, log_every) for run in self.runs}
         done = [run for run in self.runs if len(self.runs) > 1 and _is_done(run, described[run.name], overwrite)]
         todo = [run for run in self.runs if run not in done]
-        if todo:
-            sample = self._sample(todo[0].config, where)
-            for run in todo:
-                run.trainer = Trainer(run.config, *run.rows(sample))
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            stack.enter_context(parallel.together(where))
+            if todo:
+                sample = self._sample(todo[0].config, where)
                 for run in todo:
-                    if run.out:
+                    run.trainer = Trainer(run.config, *run.rows(sample))
+                for run in todo:
+                    if run.out and parallel.rank() == 0:
                         stack.enter_context(
                             runs.recording(
                                 run.out, kind="sae", config=described[run.name], model=self.source.model,
                                 seed=run.config.seed, device=str(where), overwrite=overwrite,
                             )
                         )  # fmt: skip
+                parallel.wait()
                 finished = self._loop(todo, where, progress, log_every, checkpoint_every)
         for run in todo:
             if run.out:
@@ -182,6 +187,7 @@ class _Grid:
 
     def _describe(self, run: _Run, log_every: int) -> dict[str, Any]:
         settings = self.source.describe() | asdict(run.config) | {"log_every": log_every}
+        settings |= {"ranks": parallel.world()} if parallel.world() > 1 else {}
         return json.loads(json.dumps(settings))  # as it will be read again: tuples are lists
 
     @property
@@ -195,7 +201,7 @@ class _Grid:
             wanted = list(itertools.islice(parts, math.ceil(min(_SAMPLE, self.source.n_rows) / config.batch_size)))
         except BadActivations as error:
             raise InputError(str(error)) from None
-        return {site: torch.cat([part[site] for part in wanted]) for site in self.sites}
+        return {site: torch.cat(parallel.gathered(torch.cat([part[site] for part in wanted]))) for site in self.sites}
 
     def _batches(self, config: TrainConfig, first_step: int, device: torch.device) -> Iterator[Batch]:
         found = batches(self.source, self.sites, config.batch_size, seed=config.shuffle_seed, first_step=first_step)
@@ -204,14 +210,15 @@ class _Grid:
     def _loop(
         self, todo: list[_Run], device: torch.device, progress: bool, log_every: int, checkpoint_every: int
     ) -> dict[str, Dictionary]:
-        """All steps that are left. Runs that a kill left at different steps wait for one another."""
+        """All steps that are left. Runs that a kill left at different steps wait for one another. Rank 0 writes."""
         for run in todo:
             if run.out and (checkpoint := files.load_checkpoint(run.out)):
                 run.trainer.restore(*checkpoint)
+            run.out = None if parallel.rank() else run.out
             run.log = Log(run.out, run.trainer.step)
         config, start = todo[0].config, min(run.trainer.step for run in todo)
         title = "training" if len(todo) == 1 else f"training {len(todo)}"
-        with Progress(title, config.n_steps, progress, done=start) as bar:
+        with Progress(title, config.n_steps, progress and parallel.rank() == 0, done=start) as bar:
             steps = range(start, config.n_steps)
             for step, batch in zip(steps, self._batches(config, start, device), strict=False):
                 logged = (step + 1) % log_every == 0 or step + 1 == config.n_steps
@@ -273,9 +280,11 @@ def check_loss(trainer: Trainer, report: Mapping[str, Tensor]) -> None:
 
 
 def find_device(name: str | None) -> torch.device:
-    """A device by name, the GPU where there is one and none is named; InputError where it is not there."""
+    """A device by name, the GPU where there is one and none is named (the rank's own); InputError where it is not
+    there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and parallel.world() > 1 else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'no device "{name}" here: {str(error).splitlines()[0]} Try --device cpu.') from None

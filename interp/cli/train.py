@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,7 +194,8 @@ def train(
     else:
         named = {folders[name].name: settings for name, settings in grid.items()}
         sae.train_grid(source, named, out=target.parent, **how)
-    _report(list(folders.values()), workspace)
+    if os.environ.get("RANK", "0") == "0":
+        _report(list(folders.values()), workspace)
 
 
 def _report(folders: list[Path], workspace: Path) -> None:
