@@ -30,7 +30,7 @@ from sae import files, parallel
 from sae.batches import BadActivations, Batch, ModelSource, Source, StoreSource, batches
 from sae.config import DATA, TrainConfig
 from sae.dictionary import Dictionary, names
-from sae.logs import Log
+from sae.logs import Log, check_logger
 from sae.trainer import Trainer
 
 _SAMPLE = 32_768  # rows behind b_dec's start and the scales
@@ -49,6 +49,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     log_every: int = 10,
+    log_to: str | None = None,
     checkpoint_every: int = 200,
     **settings: Any,
 ) -> Dictionary:
@@ -61,16 +62,18 @@ def train(
 
     `settings` are TrainConfig's. `n_tokens` is 4 epochs of the rows and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given:
     dictionary_learning's rule with five times its factor, which over 400,000 tokens brought FVU from .145 to .087. The
-    log has a line every `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The
-    same call on an unfinished `out` continues it. InputError, before anything is written, for settings that cannot be;
+    log has a line every `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents; with
+    `log_to` "tensorboard" (into `out`) or "wandb" they go there too. The same call on an unfinished `out` continues
+    it. InputError, before anything is written, for settings that cannot be;
     AlreadyExists where `out` is finished and not `overwrite`; BadActivations where a batch is not finite.
     """
     settings |= {"site": site, "out_site": out_site}
     grid = _prepare({"": settings}, source, text=text, context=context, out=None)
     grid.runs[0].out = None if out is None else Path(out)
     return grid.run(
-        device=device, overwrite=overwrite, progress=progress, log_every=log_every, checkpoint_every=checkpoint_every
-    )[""]
+        device=device, overwrite=overwrite, progress=progress, log_every=log_every, log_to=log_to,
+        checkpoint_every=checkpoint_every,
+    )[""]  # fmt: skip
 
 
 def train_grid(
@@ -86,7 +89,7 @@ def train_grid(
 
     Each goes into the folder `out`/name and is bitwise the one that `train` makes of the same settings. What steers
     the pass (n_tokens, batch_size, shuffle_seed, held_out) must be the same in all. Finished ones are loaded, not
-    trained again. `how`: device, overwrite, progress, log_every, checkpoint_every as in `train`.
+    trained again. `how`: device, overwrite, progress, log_every, log_to, checkpoint_every as in `train`.
     """
     return _prepare(dictionaries, source, text=text, context=context, out=None if out is None else Path(out)).run(**how)
 
@@ -155,11 +158,12 @@ class _Grid:
 
     def run(
         self, *, device: str | None = None, overwrite: bool = False, progress: bool = True, log_every: int = 10,
-        checkpoint_every: int = 200,
+        log_to: str | None = None, checkpoint_every: int = 200,
     ) -> dict[str, Dictionary]:  # fmt: skip
         """Train what is not finished; all dictionaries, by name."""
         if log_every < 1 or checkpoint_every < 1:
             raise InputError(f"log_every ({log_every}) and checkpoint_every ({checkpoint_every}) must be at least 1.")
+        check_logger(log_to)
         where = find_device(device)
         described = {run.name: self._describe(run, log_every) for run in self.runs}
         done = [run for run in self.runs if len(self.runs) > 1 and _is_done(run, described[run.name], overwrite)]
@@ -179,7 +183,7 @@ class _Grid:
                             )
                         )  # fmt: skip
                 parallel.wait()
-                finished = self._loop(todo, where, progress, log_every, checkpoint_every)
+                finished = self._loop(todo, where, progress, log_every, log_to, checkpoint_every)
         for run in todo:
             if run.out:
                 (run.out / files.CHECKPOINT).unlink(missing_ok=True)
@@ -208,14 +212,20 @@ class _Grid:
         return ({site: x.to(device) for site, x in batch.items()} for batch in found)
 
     def _loop(
-        self, todo: list[_Run], device: torch.device, progress: bool, log_every: int, checkpoint_every: int
+        self,
+        todo: list[_Run],
+        device: torch.device,
+        progress: bool,
+        log_every: int,
+        log_to: str | None,
+        checkpoint_every: int,
     ) -> dict[str, Dictionary]:
         """All steps that are left. Runs that a kill left at different steps wait for one another. Rank 0 writes."""
         for run in todo:
             if run.out and (checkpoint := files.load_checkpoint(run.out)):
                 run.trainer.restore(*checkpoint)
             run.out = None if parallel.rank() else run.out
-            run.log = Log(run.out, run.trainer.step)
+            run.log = Log(run.out, run.trainer.step, log_to)
         config, start = todo[0].config, min(run.trainer.step for run in todo)
         title = "training" if len(todo) == 1 else f"training {len(todo)}"
         with Progress(title, config.n_steps, progress and parallel.rank() == 0, done=start) as bar:
@@ -249,7 +259,7 @@ class _Grid:
             dead = run.trainer.silent > config.dead_tokens
             metrics |= {"train_dead": int(dead.sum()), "train_dead_after": config.dead_tokens}
             metrics |= {"train_tokens": run.trainer.step * config.batch_size}
-            run.log.flush()
+            run.log.close()
             files.save(dct, run.out)
             runs.write_json(run.out / "metrics.json", metrics)
         return dct
