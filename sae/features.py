@@ -96,6 +96,22 @@ class Features:
         table["values"] = [v[t >= 0].tolist() for v, t in zip(values, tokens, strict=True)]
         return table
 
+    def search(self, text: str) -> pd.DataFrame:
+        """Latents whose top examples are at tokens that contain `text` (a space counts, the case does not): latent,
+        share of those examples, max_activation, density; the largest share first, of equal ones the rarest latent."""
+        wanted = np.array([text.lower() in token.lower() for token in self._text])
+        with self._open() as file:
+            group = file["examples"]
+            counts = np.diff(group["start"][:])
+            top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
+            token = group["tokens"][:][np.arange(len(at)), at]
+        latent = np.repeat(np.arange(len(counts)), counts)
+        hits = np.bincount(latent[top], wanted[token[top]], len(counts))
+        share = hits / np.maximum(np.bincount(latent[top], minlength=len(counts)), 1)
+        table = self.latents[["latent", "max_activation", "density"]].assign(share=share)
+        table = table[table["share"] > 0].sort_values(["share", "density"], ascending=[False, True], ignore_index=True)
+        return table[["latent", "share", "max_activation", "density"]]
+
     def histogram(self, latent: int) -> pd.DataFrame:
         """Of its activations where it fires: low, high, count of each bin."""
         self._known(latent)
