@@ -96,18 +96,26 @@ class Features:
         table["values"] = [v[t >= 0].tolist() for v, t in zip(values, tokens, strict=True)]
         return table
 
-    def search(self, text: str) -> pd.DataFrame:
-        """Latents whose top examples are at tokens that contain `text` (a space counts, the case does not): latent,
-        share of those examples, max_activation, density; the largest share first, of equal ones the rarest latent."""
+    def search(self, text: str, by: str = "examples") -> pd.DataFrame:
+        """Latents whose top examples are at tokens that contain `text` (a space counts, the case does not), or, `by`
+        "raised", whose decoder row raises such tokens: latent, share of the examples or of the tokens raised,
+        max_activation, density; the largest share first, of equal ones the rarest latent."""
+        if by not in ("examples", "raised"):
+            raise UnknownName(f'no search by "{by}". Nearest: {nearest(by, ["examples", "raised"])}.')
         wanted = np.array([text.lower() in token.lower() for token in self._text])
         with self._open() as file:
-            group = file["examples"]
-            counts = np.diff(group["start"][:])
-            top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
-            token = group["tokens"][:][np.arange(len(at)), at]
-        latent = np.repeat(np.arange(len(counts)), counts)
-        hits = np.bincount(latent[top], wanted[token[top]], len(counts))
-        share = hits / np.maximum(np.bincount(latent[top], minlength=len(counts)), 1)
+            if by == "raised":
+                token = (
+                    file["logits/raised/token"][:] if "logits/raised" in file else np.zeros((len(self.latents), 0), int)
+                )
+                latent, token = np.repeat(np.arange(len(token)), token.shape[1]), token.ravel()
+            else:
+                group = file["examples"]
+                top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
+                token = group["tokens"][:][np.arange(len(at)), at][top]
+                latent = np.repeat(np.arange(len(self.latents)), np.diff(group["start"][:]))[top]
+        hits, all_of_it = (np.bincount(latent, weights, len(self.latents)) for weights in (wanted[token], None))
+        share = hits / np.maximum(all_of_it, 1)
         table = self.latents[["latent", "max_activation", "density"]].assign(share=share)
         table = table[table["share"] > 0].sort_values(["share", "density"], ascending=[False, True], ignore_index=True)
         return table[["latent", "share", "max_activation", "density"]]
