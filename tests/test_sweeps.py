@@ -254,3 +254,26 @@ def test_free_memory_sets_the_stack_within_bounds(tiny_model, monkeypatch):
     assert 8 <= sweeps.tokens_at_once(tiny_model, 8) <= sweeps.TOKENS_CPU
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 10,000 bytes
     assert sweeps.tokens_at_once(tiny_model, 8) == 8
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_what_is_watched_on_the_plain_model_is_what_hooks_capture(model, logits):
+    from interp.decoder.hooks import captured, watch
+
+    sites = [f"blocks.{layer}.hook_resid_{side}" for layer in range(model.n_layers) for side in ("pre", "post")]
+    tokens, seen = torch.randint(1, 200, (3, 9), generator=torch.Generator().manual_seed(0)), {}
+    with torch.no_grad(), captured(model, sites) as cache:
+        expected = model(tokens)
+    with torch.no_grad():
+        found = watch(
+            model, tokens, {site: lambda x, s=site: seen.update({s: x.clone()}) for site in sites}, logits=logits
+        )
+    assert set(seen) == set(sites)
+    for site in sites:
+        torch.testing.assert_close(seen[site], cache[site], rtol=1e-5, atol=1e-5)
+    if logits:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert found is None
+    assert model.plain.config._attn_implementation == "eager"
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.plain_blocks)
