@@ -38,7 +38,7 @@ COLUMNS = {"tokens": "<i4", "sequence": "<i8", "document": "<i8", "position": "<
 """What every row says of itself: token id, number of its window, number of its document, position in the window."""
 BINS = 2048
 """Bins of the histogram of norms: 32 to every factor of 2, from 2^-32 to 2^32; one is 2.2% wide."""
-_PAGE, _PIECE = 4096, 2**20
+_PAGE, _PIECE = 4096, 2**18
 
 
 @dataclass(frozen=True)

@@ -347,12 +347,60 @@ def child(folder: Path, gib: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+SAELENS = """
+import shutil, sys, time
+from types import SimpleNamespace
+import numpy as np, torch
+from datasets import Array2D, Features, Sequence, Value, disable_progress_bars
+from sae_lens.cache_activations_runner import CacheActivationsRunner
+disable_progress_bars()
+acts = torch.from_numpy(np.load(sys.argv[1]))
+tokens = torch.ones(len(acts), dtype=torch.int32)
+runner, windows = object.__new__(CacheActivationsRunner), len(acts) // 128
+runner.cfg = SimpleNamespace(hook_name="resid", n_seq_in_buffer=windows, d_in=acts.shape[1])
+runner.context_size = 128
+runner.features = Features({"resid": Array2D(shape=(128, acts.shape[1]), dtype="float32"),
+                            "token_ids": Sequence(Value(dtype="int32"), length=128)})
+for _ in range(int(sys.argv[3])):
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    before = time.perf_counter()
+    runner._create_shard((acts, tokens)).save_to_disk(sys.argv[2], num_shards=1)
+    print(time.perf_counter() - before)
+"""
+
+
+def bench_saelens(folder: Path, rounds: int, python: str | None) -> None:
+    """One shard of float32 rows, written by SAELens' cache writer (`CacheActivationsRunner`, without its model), and by
+    ours."""
+    if python is None:
+        print("saelens: give --libraries, the python of a venv with sae-lens")
+        return
+    n = 16_384
+    values = np.random.default_rng(0).normal(size=(n, D)).astype(np.float32)
+    np.save(folder / "acts.npy", values)
+    columns = {"tokens": np.ones(n, np.int32), "sequence": np.arange(n) // 128, "document": np.zeros(n, np.int64),
+               "position": (np.arange(n) % 128).astype(np.int32)}  # fmt: skip
+    parts = {"activations/blocks.0.hook_resid_post": values} | columns
+
+    def ours() -> None:
+        shutil.rmtree(folder / "ours", ignore_errors=True)
+        (folder / "ours").mkdir()
+        write_one(folder / "ours", 0, parts, 0, sync=False)
+
+    command = [python, "-c", SAELENS, str(folder / "acts.npy"), str(folder / "theirs"), str(rounds)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs, own = statistics.median(map(float, told.split())), medians({"ours": ours}, rounds)["ours"]
+    say("SAELens' cache writer / ours, seconds", theirs / own, None, f"{values.nbytes / 2**20 / theirs:,.0f} and "
+        f"{values.nbytes / 2**20 / own:,.0f} MiB/s")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--only", default="write,read,shuffle,quality,record,memory")
+    parser.add_argument("--libraries", help="the python of a venv with sae-lens, for --only saelens")
     parser.add_argument("--child", type=int)
     s = parser.parse_args()
     if s.child:
@@ -367,6 +415,7 @@ def main() -> None:
             "quality": bench_quality,
             "record": lambda: bench_record(folder, s.rounds),
             "memory": lambda: bench_memory(folder),
+            "saelens": lambda: bench_saelens(folder, s.rounds, s.libraries),
             "gpu": lambda: bench_gpu(folder, s.rounds),
         }
         for which in s.only.split(","):
