@@ -220,10 +220,14 @@ class _Recorder:
             if name.startswith("activations/")
         }
         order = np.argsort(-part.lengths, kind="stable")  # equal lengths, little padding
+        share = part.report["bytes"] / max(1, part.report["bytes_total"])  # of the text, read when this part ends
+        total = self.settings.n_tokens or int((bar.done + part.lengths.sum()) / max(share, 1e-9))
         size = self.description["batch_size"]
         for chosen in [order[i : i + size] for i in range(0, len(order), size)]:
             self._pass(slot, part, chosen, starts, sums)
-            self._tell(bar, int(part.lengths[chosen].sum()), part.report)
+            n = int(part.lengths[chosen].sum())
+            bar.note(f"tokens  {bar.rate:,.0f}/s  {(bar.done + n) * self.row_bytes / 2**20:,.0f} MiB")
+            bar.advance(n, total=total)
         copied = torch.cuda.Event() if self.side else None
         if copied is not None:
             copied.record(self.side)
@@ -237,13 +241,6 @@ class _Recorder:
             return self._shard(slot, part, last, starts, sums)
 
         return write
-
-    def _tell(self, bar: Progress, n: int, report: dict[str, Any]) -> None:
-        """`n` more tokens; how many there will be, where that was not asked for, by the share of the text read."""
-        done, share = bar.done + n, report["bytes"] / max(1, report["bytes_total"])
-        total = self.settings.n_tokens or int(done / share if share else done)
-        bar.note(f"tokens  {bar.rate:,.0f}/s  {done * self.row_bytes / 2**20:,.0f} MiB")
-        bar.advance(n, total=max(total, done))
 
     def _pass(
         self, slot: Slot, part: Windows, chosen: np.ndarray, starts: np.ndarray, sums: dict[str, Sums]
