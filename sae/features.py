@@ -155,8 +155,9 @@ class Features:
         table = self.histogram(latent)
         bars = go.Bar(x=(table["low"] + table["high"]) / 2, y=table["count"], width=table["high"] - table["low"])
         return go.Figure(bars).update_layout(
-            xaxis_title=f"activation of latent {latent}", yaxis_title="tokens", bargap=0
-        )
+            xaxis_title=f"activation of latent {latent}", yaxis_title="tokens", bargap=0, height=320,
+            margin={"t": 10, "b": 50, "l": 60, "r": 10},
+        )  # fmt: skip
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -57,6 +57,7 @@ def command(script: Path, workspace: Path, host: str, port: int, headless: bool)
         "browser.gatherUsageStats": "false",
         "runner.magicEnabled": "false",
         "client.toolbarMode": "minimal",
+        "logger.hideWelcomeMessage": "true",  # and with it an advertisement inside the page
     }
     options = [f"--{name}={value}" for name, value in settings.items()]
     streamlit = [sys.executable, "-m", "streamlit", "run", str(script), *options]
