@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from interp import runs
@@ -209,3 +210,9 @@ def problem(what: str, error: Exception) -> None:
     if not isinstance(error, InputError):
         with st.expander("Traceback"):
             st.code("".join(traceback.format_exception(error)), language=None)
+
+
+def number_columns(table: pd.DataFrame) -> dict[str, Any]:
+    """How the fractions of a table of effects are written: four digits after the point; q as a power of ten."""
+    floats = table.select_dtypes("floating").columns
+    return {name: st.column_config.NumberColumn(format="%.1e" if name == "q" else "%.4f") for name in floats}

@@ -102,7 +102,8 @@ def the_map(focus: state.Focus, table: pd.DataFrame) -> pd.Series:
 def all_rows(table: pd.DataFrame) -> None:
     st.text("All components, largest effect first")
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    st.dataframe(table.loc[order, COLUMNS], hide_index=True, height=300)
+    shown = table.loc[order, COLUMNS]
+    st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
 
 
 def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric: str) -> None:

@@ -113,7 +113,7 @@ def figures(folder: Path) -> None:
         return
     for (method, metric), _ in table.groupby(["method", "metric"], sort=False):
         st.plotly_chart(plots.effects(table, method=method, metric=metric), key=f"figure-{method}-{metric}")
-    st.dataframe(table, hide_index=True)
+    st.dataframe(table, hide_index=True, column_config=state.number_columns(table))
 
 
 page()
