@@ -125,3 +125,24 @@ def test_bad_input_to_a_command_is_one_line_and_writes_nothing(arguments, messag
 @pytest.mark.parametrize("command", ["train", "eval", "features", "export"])
 def test_help_shows_an_example(command, run):
     assert f"Example: interp sae {command}" in " ".join(run(command, "--help")[1].split())
+
+
+def test_a_grid_and_its_frontier_as_a_table_and_a_figure(run, workspace, tmp_path):
+    here, figure = ("--workspace", workspace), tmp_path / "frontier.html"
+    status, said, error = run(
+        "train", "--store", "demo", "--site", "1.resid_post", "--d-sae", 32, "--k", "2,4", "--batch-size", 128,
+        "--n-tokens", 2000, "--out", "grid", *here,
+    )  # fmt: skip
+    assert status == 0 and "interp sae frontier grid-k2 grid-k4" in said, error
+    status, said, error = run("frontier", "grid-k2", "grid-k4", "--figure", figure, *here)
+    rows = [line.split() for line in said.splitlines()]
+    assert (
+        status == 0
+        and rows[0][-3:] == ["l0", "fvu", "dead"]
+        and [row[0] for row in rows[1:3]] == ["grid-k2", "grid-k4"]
+    )
+    assert "FVU: variance left unexplained" in figure.read_text(encoding="utf-8")
+    status, _, error = run("frontier", "grid-k2", "--figure", figure, *here)
+    assert status == 2 and "--overwrite" in error
+    status, _, error = run("frontier", "grid-k3", *here)
+    assert status == 2 and "Nearest: grid-k" in error

@@ -16,7 +16,7 @@ from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 if TYPE_CHECKING:
     from sae.dictionary import Dictionary
 
-app = typer.Typer(help="Dictionaries: train, eval, features, export.", no_args_is_help=True)
+app = typer.Typer(help="Dictionaries: train, frontier, eval, features, export.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A dictionary: a name in <workspace>/saes, or a folder.")]
 Seed = Annotated[int, typer.Option(help="Taken for likeness with the other commands: nothing is drawn at random here.")]
@@ -39,6 +39,33 @@ def _load(workspace: Path, name: str) -> Dictionary:
 
 
 app.command()(train)
+
+
+@app.command()
+def frontier(
+    names: Annotated[list[str], typer.Argument(help="Finished dictionaries: names in <workspace>/saes, or folders.")],
+    figure: Annotated[Path | None, typer.Option(help="An .html file for the figure.")] = None,
+    workspace: Workspace = WORKSPACE,
+    overwrite: Overwrite = False,
+) -> None:
+    """What sparsity costs: L0, FVU and dead latents of each, as a table and a figure.
+
+    Example: interp sae frontier front-k8 front-k16 front-k32 --figure frontier.html
+    """
+    from sae.logs import frontier as table_of
+
+    folders = [find(workspace, "saes", name) for name in names]
+    if unfinished := [folder for folder in folders if not runs.is_done(folder)]:
+        raise InputError(f"{unfinished[0]} is not a finished dictionary: the command that made it continues it.")
+    if figure is not None and figure.exists() and not overwrite:
+        raise AlreadyExists(f"{figure} exists: pass --overwrite to replace it.")
+    table = table_of(folders)
+    print(table.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
+    if figure is not None:
+        from interp import plots
+
+        plots.frontier(table).write_html(figure, include_plotlyjs=True)
+        print(figure)
 
 
 @app.command("eval")

@@ -209,4 +209,7 @@ def _report(folders: list[Path], workspace: Path) -> None:
     table = sae.frontier(folders)
     columns = ["name", "architecture", "d_sae", "k", "l0", "fvu", "dead"]
     print(table[columns].to_string(index=False, float_format=lambda number: f"{number:.4g}"))
-    print(f"{folders[0].parent}\nNext: interp sae eval {folders[0].name} --workspace {workspace}")
+    following = f"eval {folders[0].name}"
+    if len(folders) > 1:
+        following = f"frontier {' '.join(folder.name for folder in folders)} --figure frontier.html"
+    print(f"{folders[0].parent}\nNext: interp sae {following} --workspace {workspace}")
