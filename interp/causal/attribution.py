@@ -116,7 +116,8 @@ def slopes(
     asked = [layer_site(layer, which) for layer, which in heads] + list(mlps.values())
     seen = _recorded(model, tokens, asked + streams, edits)
     with torch.enable_grad():
-        found = torch.autograd.grad(value(seen[last]).sum(), [seen[site] for site in [*asked, last]])
+        wanted = [seen[site] for site in [*asked, last]]
+        found = torch.autograd.grad(value(seen[last]).sum(), wanted, materialize_grads=True)
     slope = dict(zip([*asked, last], found, strict=True))
     for layer in layers:
         places = _places(graph, layer)
@@ -198,7 +199,9 @@ def _runs(model: Model, graph: Graph, method: str, steps: int) -> list[tuple[str
             if model.has_mlp:
                 groups.append((layer_site(layer, "mlp_out"), slice(n, n + 1), layer + 1))
                 n += 1
-    return [(site, a, w, senders, start) for site, senders, start in groups for a, w in zip(shares, weights, strict=True)]
+    return [
+        (site, a, w, senders, start) for site, senders, start in groups for a, w in zip(shares, weights, strict=True)
+    ]
 
 
 def _between(there: Tensor, here: Tensor, share: float) -> Edit:

@@ -228,7 +228,9 @@ class Patcher:
         check_split(model, self.graph, task)
         elsewhere = Elsewhere(model, task, baseline)
         most = WRITTEN // (len(self.graph.senders) * model.d_model)
-        self.limit = self.finished.setting("edge tokens", max(task.length, min(tokens_at_once(model, task.length), most)))
+        self.limit = self.finished.setting(
+            "edge tokens", max(task.length, min(tokens_at_once(model, task.length), most))
+        )
         self.scorer = Scorer(model, task, metrics, {})
         self.metrics, tokens, self.parts = list(metrics), task.tokens("clean"), []
         for prompts in batches(task, self.limit):
