@@ -1,4 +1,5 @@
-"""Circuits as plotly figures: the edges, faithfulness by size, estimates against exact values. DataFrame in, Figure out."""
+"""Circuits as plotly figures: the edges, faithfulness by size, estimates against exact values. DataFrame in, Figure
+out."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def circuit(table: pd.DataFrame, nodes: Sequence[str]) -> go.Figure:
 
 
 def curve(rows: pd.DataFrame) -> go.Figure:
-    """Faithfulness by share of the edges, with its 95% band; random circuits in grey between their least and largest."""
+    """Faithfulness by share of the edges, with its 95% band; random circuits in grey between their least and
+    largest."""
     share = rows["share"]
     figure = go.Figure()
     for name, low, high, mean, colour in (
@@ -70,8 +72,8 @@ def curve(rows: pd.DataFrame) -> go.Figure:
     ):
         fill = colour.replace("rgb", "rgba").replace(")", ",.2)")
         figure.add_scatter(
-            x=[*share, *share[::-1]], y=[*rows[high], *rows[low][::-1]], fill="toself", fillcolor=fill, line={"width": 0},
-            hoverinfo="skip", showlegend=False,
+            x=[*share, *share[::-1]], y=[*rows[high], *rows[low][::-1]], fill="toself", fillcolor=fill,
+            line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
             x=share, y=rows[mean], mode="lines+markers", name=name, line={"color": colour}, text=rows["n_edges"],

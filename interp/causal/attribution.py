@@ -1,19 +1,17 @@
-"""Gradient estimates of what patching would do: AtP for activations, EAP and its integrated kin for edges.
+"""Gradient estimates of what removing each edge would do: EAP and its integrated kin. (Of activations: `atp.py`.)
 
-All are a first-order guess: (what is put in - what was there) . (slope of the metric), for every place at once, at the
+All are a first-order guess: (what is put in - what was there) . (slope of the metric), for every edge at once, at the
 cost of a few passes. An estimate is wrong where the slope changes on the way, as in a softmax that is nearly 0 or 1;
-`verify` holds it against exact patching.
+`interp.causal.verdicts.verify` holds it against exact patching.
 
-    AtP                 sum (a_source - a_target) . dM/da, the slope on the target run       Nanda 2023; 2403.00745
-    AtP*                q and k: the softmax is recomputed, the slope taken at the pattern    Kramar et al. 2403.00745
     EAP                 (here - elsewhere of the sender) . dM/dx of the receiver, clean run   Syed et al. 2310.10348
     EAP-IG inputs       the slope averaged while the embeddings go from elsewhere to clean    Hanna et al. 2403.17806
     EAP-IG activations  the slope averaged while what the sender's layer writes goes there    2403.17806; MIB 2504.13151
 
 Scores of edges say how much worse the metric gets when the edge alone is removed, in its unit: positive helps, as in
-MIB's files, for a loss too. "Elsewhere" is the corrupted prompt or the mean, as in `interp.causal.edges`. The average is
-the trapezoid rule on `steps` points, both ends among them with half the weight: exact for a quadratic metric, and one
-scale for both kinds (the reference code leaves out one end, each kind another).
+MIB's files, for a loss too. "Elsewhere" is the corrupted prompt or the mean, as in `interp.causal.edges`. The average
+is the trapezoid rule on `steps` points, both ends among them with half the weight: exact for a quadratic metric, and
+one scale for both kinds (the reference code leaves out one end, each kind another).
 """
 
 from __future__ import annotations
@@ -104,8 +102,8 @@ def slopes(
 ) -> Iterator[tuple[slice, Float[Tensor, "prompt pos place d_model"]]]:  # fmt: skip
     """dM/dx of every place that reads from layer `start` on, and which of the graph's receivers they are.
 
-    One backward pass to q, k, v and the MLP's input; from there each place's own slope follows through its projection and
-    its copy of the layer norm.
+    One backward pass to q, k, v and the MLP's input; from there each place's own slope follows through its projection
+    and its copy of the layer norm.
     """
     layers = range(start, model.n_layers)
     mlps = {layer: f"blocks.{layer}.mlp.hook_in" for layer in layers if graph.has_mlp}

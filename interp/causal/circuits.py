@@ -1,14 +1,14 @@
 """Circuit: the edges of a model that do a task, with their scores; found, saved, and judged by running them.
 
-`find_circuit(model, task, method="eap-ig")`; `circuit.faithfulness(model, task, n_edges=50)` (`interp.causal.verdicts`).
-Scores say how much worse the metric gets without the edge, in its unit: positive helps. Files are those of the MIB
-benchmark (Mueller et al. 2025, arXiv:2504.13151), which has a k and a v edge for every query head: where heads share
-them, ours are written once for each head with an equal part of the score, and read as their sum.
+`find_circuit(model, task, method="eap-ig")`; `circuit.faithfulness(model, task, n_edges=50)`
+(`interp.causal.verdicts`). Scores say how much worse the metric gets without the edge, in its unit: positive helps.
+Files are those of the MIB benchmark (Mueller et al. 2025, arXiv:2504.13151), which has a k and a v edge for every
+query head: where heads share them, ours are written once for each head with an equal part of the score, and read as
+their sum.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,8 +40,8 @@ SHARE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Scored edges, some of them `kept`; matrices are [sender, receiver] of `graph`. `about` says of what model and task,
-    how it was found."""
+    """Scored edges, some of them `kept`; matrices are [sender, receiver] of `graph`. `about` says of what model and
+    task, how it was found."""
 
     graph: Graph
     scores: Float[np.ndarray, "sender receiver"]
@@ -85,8 +85,8 @@ class Circuit:
         return table.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def top(self, n_edges: int, *, absolute: bool | None = None) -> Circuit:
-        """The circuit of the `n_edges` strongest edges, pruned of nodes that nothing reaches or that reach nothing (so it
-        may have fewer). `absolute`: a strong edge may also be one that hurts; as it was found if not given."""
+        """The circuit of the `n_edges` strongest edges, pruned of nodes that nothing reaches or that reach nothing
+        (so it may have fewer). `absolute`: a strong edge may also be one that hurts; as it was found if not given."""
         absolute = self.about.get("absolute", True) if absolute is None else absolute
         ranked = np.abs(self.scores) if absolute else self.scores
         choose = search.grown if self.about.get("method") == "greedy" else search.strongest
@@ -220,15 +220,15 @@ def find_circuit(
     progress: bool = False,
     finished: Finished | None = None,
 ) -> Circuit:
-    """The edges with which the model does the task: the `n_edges` strongest, or those that score `threshold` or more; 5%
-    of all if neither is given. Then pruned of nodes without a parent or a child.
+    """The edges with which the model does the task: the `n_edges` strongest, or those that score `threshold` or more;
+    5% of all if neither is given. Then pruned of nodes without a parent or a child.
 
     `method`: "eap", "eap-ig", "eap-ig-activations" (estimates, `interp.causal.attribution`), "exact" (each edge alone
-    patched), "acdc" (`interp.causal.search.acdc`; `threshold` is its tau, 1% of the way from the clean metric to that of
-    no edge if not given), "greedy" (scores of eap-ig, grown from the logits). `absolute`: by the size of the score, so
-    that what hurts is in it too; without it, only by how much it helps. `baseline`: what a removed edge carries,
-    "counterfactual" or "mean". InputError for a task that the model cannot do (mean logit difference 0 or less), unless
-    `force`. The same settings give the same circuit; `seed` is only written down.
+    patched), "acdc" (`interp.causal.search.acdc`; `threshold` is its tau, 1% of the way from the clean metric to that
+    of no edge if not given), "greedy" (scores of eap-ig, grown from the logits). `absolute`: by the size of the
+    score, so that what hurts is in it too; without it, only by how much it helps. `baseline`: what a removed edge
+    carries, "counterfactual" or "mean". InputError for a task that the model cannot do (mean logit difference 0 or
+    less), unless `force`. The same settings give the same circuit; `seed` is only written down.
     """
     from interp.causal.attribution import edge_scores
 
@@ -269,8 +269,8 @@ def check_able(model: Model, task: Task, force: bool = False) -> None:
         mean = float(sweeps.sweep(model, task, [], metrics=["logit_diff"]).baseline["logit_diff"].mean())
         if mean <= 0:
             raise InputError(
-                f'"{model.name}" cannot do "{task.name}": the mean logit difference is {mean:+.3f}, and has to be above '
-                "0. Use --force (force=True) to go on all the same."
+                f'"{model.name}" cannot do "{task.name}": the mean logit difference is {mean:+.3f}, and has to be '
+                "above 0. Use --force (force=True) to go on all the same."
             )
 
 

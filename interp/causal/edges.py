@@ -4,10 +4,10 @@ A place that reads sees the residual stream x. With the edge from a node s remov
 
     x - (what s writes in this run - what s writes elsewhere)
 
-where "elsewhere" is the corrupted prompt (baseline "counterfactual") or the mean over the task's clean prompts, position
-by position ("mean"). Each head's query, key and value read their own x, so a layer's projections are done here
-(`interp.decoder.parts`); attention itself is the model's. No edge removed: the clean run, to rounding. All removed: every
-place reads what it reads elsewhere; with counterfactuals, the corrupted run.
+where "elsewhere" is the corrupted prompt (baseline "counterfactual") or the mean over the task's clean prompts,
+position by position ("mean"). Each head's query, key and value read their own x, so a layer's projections are done
+here (`interp.decoder.parts`); attention itself is the model's. No edge removed: the clean run, to rounding. All
+removed: every place reads what it reads elsewhere; with counterfactuals, the corrupted run.
 
 Several sets share a pass, stacked along the batch, and it begins at the first layer that one of them touches.
 """

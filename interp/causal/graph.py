@@ -1,8 +1,9 @@
 """A decoder as a graph: what each part writes to the residual stream, and which parts read it from there.
 
-Nodes are named as the MIB benchmark names them (Mueller et al. 2025, arXiv:2504.13151): `input` (the embeddings), a head
-`a3.h5`, an MLP `m3`, `logits`. A head reads three times: `a3.h5<q>`, `a3.h5<k>`, `a3.h5<v>`. An edge is a node that
-writes and a later place that reads, `a0.h1->a3.h5<q>`: what the head's query sees of a0.h1, before the layer norm.
+Nodes are named as the MIB benchmark names them (Mueller et al. 2025, arXiv:2504.13151): `input` (the embeddings), a
+head `a3.h5`, an MLP `m3`, `logits`. A head reads three times: `a3.h5<q>`, `a3.h5<k>`, `a3.h5<v>`. An edge is a node
+that writes and a later place that reads, `a0.h1->a3.h5<q>`: what the head's query sees of a0.h1, before the layer
+norm.
 
 Where several query heads share a key and a value (grouped keys), these are one place each, `a3.kv2<k>`, which all heads
 of the group read; MIB's files name it once for each of its heads (`interp.causal.circuits`). No torch here.

@@ -26,8 +26,8 @@ def strongest(
 
 
 def grown(graph: Graph, scores: Float[np.ndarray, "sender receiver"], n: int) -> Bool[np.ndarray, "sender receiver"]:
-    """`n` edges, each time the highest-scoring one into a node that is already in, from the logits upwards: every one of
-    them leads to the logits. Hanna et al. 2024, arXiv:2403.17806, section 3."""
+    """`n` edges, each time the highest-scoring one into a node that is already in, from the logits upwards: every one
+    of them leads to the logits. Hanna et al. 2024, arXiv:2403.17806, section 3."""
     kept, waiting, inside = np.zeros_like(graph.allowed), [], set()
 
     def enter(node: str) -> None:
@@ -50,13 +50,14 @@ def acdc(
     patcher: Patcher, worse: Callable[[np.ndarray], np.ndarray], threshold: float,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[Float[np.ndarray, "sender receiver"], Bool[np.ndarray, "sender receiver"]]:  # fmt: skip
-    """Scores and kept edges. From the logits back, from the last sender to the first, an edge goes for good if the metric
-    worsens by less than `threshold` from what it was; its score is that worsening. Conmy et al. 2023, arXiv:2304.14997.
+    """Scores and kept edges. From the logits back, from the last sender to the first, an edge goes for good if the
+    metric worsens by less than `threshold` from what it was; its score is that worsening. Conmy et al. 2023,
+    arXiv:2304.14997.
 
-    Most edges go: so several are tried in a pass, the first one, the first two, ... removed. Those before the first that
-    is kept are decided as one by one, to the same edges, and the rest is tried again. A pass begins at the receiver's
-    layer. Edges into a node that nothing reads any more go unasked. `worse` turns values [set prompt] into a number a
-    set that rises as the model gets worse.
+    Most edges go: so several are tried in a pass, the first one, the first two, ... removed. Those before the first
+    that is kept are decided as one by one, to the same edges, and the rest is tried again. A pass begins at the
+    receiver's layer. Edges into a node that nothing reads any more go unasked. `worse` turns values [set prompt] into
+    a number a set that rises as the model gets worse.
     """
     graph, finished = patcher.graph, patcher.finished
     removed, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)

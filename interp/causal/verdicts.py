@@ -38,8 +38,8 @@ SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """`value` with its 95% interval, and those of random circuits of as many edges; means of the metric over the prompts
-    for the model, the circuit and no edge at all. `float(f)` is the value."""
+    """`value` with its 95% interval, and those of random circuits of as many edges; means of the metric over the
+    prompts for the model, the circuit and no edge at all. `float(f)` is the value."""
 
     value: float
     ci_low: float
