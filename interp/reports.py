@@ -47,9 +47,9 @@ def circuit_html(
     said = circuit.about
     model = (said.get("model") or {}).get("name", "a model")
     text = (
-        f'{circuit.n_edges} of {len(circuit.graph.edges):,} edges of "{model}", task {said.get("task", "not recorded")}, '
-        f"found by {said.get('method', 'a method not recorded')}: a score says how much worse "
-        f"{said.get('metric', 'the metric')} gets without the edge (positive: it helps)."
+        f'{circuit.n_edges} of {len(circuit.graph.edges):,} edges of "{model}", task '
+        f"{said.get('task', 'not recorded')}, found by {said.get('method', 'a method not recorded')}: a score says "
+        f"how much worse {said.get('metric', 'the metric')} gets without the edge (positive: it helps)."
     )
     parts = [f"<p>{escape.escape(text)}</p>", f"<p>{escape.escape(verdict)}</p>" if verdict else ""]
     parts.append(circuit.figure().to_html(full_html=False, include_plotlyjs=False))

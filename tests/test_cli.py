@@ -40,7 +40,7 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
 
 @pytest.mark.parametrize(
     "command",
-    "demo record ablate patch app|store info|sae train|sae eval|sae features|model info|model check".replace(
+    "demo record ablate patch app|store info|circuit find|circuit score|circuit show|circuit compare|sae train|sae eval|sae features|model info|model check".replace(
         " ", "|", 4
     ).split("|"),
 )

@@ -1,7 +1,6 @@
 """AtP: what activation patching would find, estimated for all places from two forward passes and a backward one.
 
-    sum (a_source - a_target) . dM/da         the slope on the target run; Nanda 2023, Kramar et al. 2024,
-    arXiv:2403.00745
+    sum (a_source - a_target) . dM/da         the slope on the target run; Kramar et al. 2024, arXiv:2403.00745
 
 Denoising carries the clean activation into the corrupted run, so its slope is taken there. AtP* (section 3.1.1) for
 queries and keys: a softmax that is nearly 0 or 1 has no slope, so the pattern that the patched query or key gives is

@@ -4,7 +4,7 @@ Into the clean run goes, at a receiver (a head's q, k or v, an MLP, the logits),
 what it writes on the corrupted prompt; everything after the receiver follows. What stands between the two is
 
     frozen="all"    held at its clean values: only the direct edge carries the change
-    frozen="heads"  attention held, MLPs not: they belong to the path, as in Wang et al. 2022, arXiv:2211.00593,
+    frozen="heads"  attention held, MLPs not: they are on the path, as in Wang et al. 2022, arXiv:2211.00593,
     section 3 frozen="none"   computed again: all paths from the sender to the receiver
 """
 
