@@ -207,7 +207,7 @@ def test_a_path_with_nothing_frozen_to_every_reader_is_activation_patching(model
         ({"receiver": "a1.h0<q>", "senders": "a1.h0"}, "no sender"),
         ({"receiver": "logits", "frozen": "mlps"}, "Nearest: "),
         ({"receiver": "logits", "baseline": "men"}, "Nearest: mean"),
-        ({"receiver": ["logits", "m2"]}, "alone"),
+        ({"receiver": ["logits", "m1"]}, "alone"),
     ],
 )
 def test_wrong_paths_name_what_would_be_right(tiny_model, pairs, given, message):

@@ -26,7 +26,7 @@ from interp.causal.finished import Finished
 from interp.causal.graph import Graph
 from interp.causal.interventions import Whole
 from interp.causal.references import Means
-from interp.causal.resuming import TOLERANCE, CleanPass, ShortCuts, short_cuts
+from interp.causal.resuming import TOLERANCE, CleanPass, ShortCuts, short_cuts, tried
 from interp.causal.scoring import Scorer
 from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
@@ -203,13 +203,14 @@ def check_split(model: Model, graph: Graph, task: Task) -> None:
     """InputError unless the model's parts add up: with every place reading through its own copy the logits are the
     model's, tried on two prompts."""
     tokens = task.tokens("clean")[:1, : int(task.lengths[0])].repeat(2, 1)
-    same = False
-    if short_cuts(model, tokens).resumes:
+
+    def adds_up() -> bool:
         split = Split(model, graph, tokens, None)  # elsewhere is here: removing edges changes nothing
         with torch.no_grad():
             found, wanted = model.head(split.run(graph.allowed[None])[0]), model(tokens)
-        same = bool((found - wanted).abs().max() <= 10 * TOLERANCE[model.dtype] * wanted.abs().max().clamp(min=1))
-    if not same:
+        return bool((found - wanted).abs().max() <= 10 * TOLERANCE[model.dtype] * wanted.abs().max().clamp(min=1))
+
+    if not (short_cuts(model, tokens).resumes and tried(adds_up)):
         raise InputError(
             f'"{model.name}" has no graph of edges: what its heads and MLPs write does not add up to the residual '
             "stream as it is read (a norm after them, or blocks that cannot be called again)."

@@ -18,25 +18,26 @@ from torch.nn import Module
 from interp.decoder.loading import Model
 
 
-def _plain(model: Model, layer: int, name: str) -> Module:
-    """A module of a block without hooks, on the same weights, where there is one."""
-    bridged = getattr(model.bridge.blocks[layer], name)
-    if bridged.name is None:
-        return bridged
+def _plain(model: Model, layer: int) -> Module:
+    """A block without hooks, on the same weights; of a model without a plain twin, the block itself."""
     blocks = model.plain_blocks
-    block = model.bridge.blocks[layer].original_component if blocks is None else blocks[layer]
-    return block.get_submodule(bridged.name)
+    return model.bridge.blocks[layer].original_component if blocks is None else blocks[layer]
 
 
 def norm(model: Model, layer: int, part: str) -> Module:
     """The layer norm that "attn" or "mlp" reads through; of blocks with one norm, that one."""
-    has_two = "ln2" in model.bridge.blocks[layer]._modules
-    return _plain(model, layer, "ln2" if part == "mlp" and has_two else "ln1")
+    block = model.bridge.blocks[layer]
+    name = "ln2" if part == "mlp" and "ln2" in block._modules else "ln1"
+    return _plain(model, layer).get_submodule(getattr(block, name).name)
 
 
 def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
     """What the MLP writes that reads `x`."""
-    found = _plain(model, layer, "mlp")(norm(model, layer, "mlp")(x))
+    block, mlp, x = _plain(model, layer), model.bridge.blocks[layer].mlp, norm(model, layer, "mlp")(x)
+    if mlp.name is None:  # OPT's, whose matrices stand in the block itself
+        inner, out = (block.get_submodule(getattr(mlp, name).name) for name in ("in", "out"))
+        return out(block.activation_fn(inner(x)))
+    found = block.get_submodule(mlp.name)(x)
     return found[0] if isinstance(found, tuple) else found
 
 
