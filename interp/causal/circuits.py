@@ -63,7 +63,7 @@ class Circuit:
     @property
     def nodes(self) -> list[str]:
         """The nodes that an edge kept begins or ends at."""
-        read = {node for place in np.flatnonzero(self.kept.any(0)) for node in self._nodes_at(place)}
+        read = {node for place in np.flatnonzero(self.kept.any(0)).tolist() for node in self._nodes_at(place)}
         sent = {self.graph.senders[sender] for sender in np.flatnonzero(self.kept.any(1))}
         return [node for node in self.graph.nodes if node in read | sent]
 

@@ -204,7 +204,7 @@ def _interval(values: Float[np.ndarray, "set prompt"], seed: int, of) -> tuple[n
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = ((np.array(rest) - nothing) / (whole - nothing)).T
     low, high = np.nanquantile(of(shares), [0.025, 0.975], axis=0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
 @dataclass(frozen=True)
