@@ -132,7 +132,7 @@ def test_atp_star_is_exact_where_only_the_softmax_is_curved(task, tmp_path, site
     plain, fixed = (attribute(model, task, fix_qk=fix, **settings).table().effect for fix in (False, True))
     truth = patch(model, task, **settings).table().effect
     np.testing.assert_allclose(fixed, truth, atol=1e-6)
-    assert np.abs(plain - truth).max() > 0.1
+    assert np.abs(plain - truth).max() > 0.02
 
 
 def test_chunks_give_the_same_scores(tiny_model, pairs, monkeypatch):
