@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "exact", "acdc", "greedy")
 
-SHARE = 0.05
-"""Of all edges, how many a circuit has where neither a number nor a threshold is given."""
+SHARE, LEAST = 0.05, 20
+"""Of all edges, how many a circuit has where neither a number nor a threshold is given; in a small graph more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +221,7 @@ def find_circuit(
     finished: Finished | None = None,
 ) -> Circuit:
     """The edges with which the model does the task: the `n_edges` strongest, or those that score `threshold` or more;
-    5% of all if neither is given. Then pruned of nodes without a parent or a child.
+    5% of all, and 20 at least, if neither is given. Then pruned of nodes without a parent or a child.
 
     `method`: "eap", "eap-ig", "eap-ig-activations" (estimates, `interp.causal.attribution`), "exact" (each edge alone
     patched), "acdc" (`interp.causal.search.acdc`; `threshold` is its tau, 1% of the way from the clean metric to that
@@ -260,7 +260,7 @@ def find_circuit(
         return replace(circuit, kept=graph.pruned(kept))
     if n_edges is None and threshold is not None:
         return circuit.above(threshold, absolute=absolute)
-    return circuit.top(n_edges or max(1, round(SHARE * len(graph.edges))))
+    return circuit.top(n_edges or min(len(graph.edges), max(LEAST, round(SHARE * len(graph.edges)))))
 
 
 def check_able(model: Model, task: Task, force: bool = False) -> None:

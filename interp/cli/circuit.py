@@ -263,6 +263,8 @@ def _keep(path: Path, circuit: Circuit, curve: Curve, verdict: str) -> None:
 
 def _say(circuit: Circuit, curve: Curve, verdict: str) -> None:
     print(verdict)
+    if not circuit.n_edges:
+        print("No path from the input to the logits is in it: take more edges, or the method greedy.")
     for name, row in curve.areas.iterrows():
         interval = f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
         print(f"{name} {row.value:.3f} {interval}, of random circuits {row.random:.3f}")

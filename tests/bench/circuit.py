@@ -2,7 +2,7 @@
 
     python tests/bench/circuit.py            # one thread, 16 prompts x 16 tokens, three turns
 
-A random model of GPT-2 small's size (32,491 edges). The passes are plain ones: logits at all positions, and the gradient
+A random model of GPT-2 small's size (32,491 edges). The passes are plain ones: logits at all positions, the gradient
 of the embeddings.
 """
 
