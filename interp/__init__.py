@@ -18,6 +18,10 @@ _HOMES = {
     "Store": "interp.store.reading",
     "ablate": "interp.causal.ablation",
     "patch": "interp.causal.patching",
+    "path_patch": "interp.causal.paths",
+    "attribute": "interp.causal.atp",
+    "find_circuit": "interp.causal.circuits",
+    "Circuit": "interp.causal.circuits",
     "Effects": "interp.causal.effects",
     "InputError": "interp.errors",
 }

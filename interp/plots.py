@@ -55,6 +55,7 @@ class Grid:
 
 def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "mean", normalized: bool = False) -> Scale:
     """The colours of some effects (or of some `normalized` values, of patching) on one metric."""
+    method = method.removesuffix("-atp")
     if normalized and method == "noise":
         formula = "normalized: 1 = as clean, 0 = as corrupted; red = what was noised here was needed"
         return Scale(_limit(np.asarray(values, float) - 1), formula, centre=1.0)
@@ -207,7 +208,7 @@ def _footnote(text: str) -> dict[str, object]:
 
 def _title(table: pd.DataFrame) -> str:
     row = table.iloc[0]
-    what = "patching" if row["method"] in PATCHING else "ablation"
+    what = "patching" if row["method"].removesuffix("-atp") in PATCHING else "ablation"
     return html.escape(f"{row['method']} {what}: {row['metric']}, n = {row['n']}")
 
 

@@ -1,16 +1,20 @@
-"""A run of effects as one HTML file that needs nothing else: no network, no server. Everything from outside is
-escaped."""
+"""A run of effects, or a circuit, as one HTML file that needs nothing else: no network, no server. Everything from
+outside is escaped."""
 
 from __future__ import annotations
 
 import html as escape
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from interp.causal.effects import Effects
 from interp.plots import effects as figure_of
+
+if TYPE_CHECKING:
+    from interp.causal.circuits import Circuit
+    from interp.causal.verdicts import Curve
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
@@ -24,8 +28,6 @@ N_ROWS = 30
 def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
     """The page: for each method and metric the figure and the strongest rows; groups beside random ones; what made
     it."""
-    from plotly.offline import get_plotlyjs
-
     table = effects.table()
     parts = [_sentence(effects, run)]
     for (method, metric), rows in table.groupby(["method", "metric"], sort=False):
@@ -35,8 +37,38 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
             parts.append(figure_of(shown).to_html(full_html=False, include_plotlyjs=False))
         parts.append(_rows(shown))
         parts += _groups(rows)
+    return _page(name, parts, run, effects.about.get("prompts"))
+
+
+def circuit_html(
+    circuit: Circuit, name: str, run: dict[str, Any], curve: Curve | None = None, verdict: str = ""
+) -> str:
+    """The page of a circuit: figure, verdict, the curve of its sizes beside random circuits, strongest edges."""
+    said = circuit.about
+    model = (said.get("model") or {}).get("name", "a model")
+    text = (
+        f'{circuit.n_edges} of {len(circuit.graph.edges):,} edges of "{model}", task '
+        f"{said.get('task', 'not recorded')}, found by {said.get('method', 'a method not recorded')}: a score says "
+        f"how much worse {said.get('metric', 'the metric')} gets without the edge (positive: it helps)."
+    )
+    parts = [f"<p>{escape.escape(text)}</p>", f"<p>{escape.escape(verdict)}</p>" if verdict else ""]
+    parts.append(circuit.figure().to_html(full_html=False, include_plotlyjs=False))
+    if curve is not None:
+        parts += ["<h2>Faithfulness by size</h2>", curve.figure().to_html(full_html=False, include_plotlyjs=False)]
+        parts += [_table(curve.areas.reset_index(names="area")), _table(curve.rows)]
+    table = circuit.table()
+    kept = table[table.in_graph]
+    parts += ["<h2>Strongest edges</h2>", _table(kept[:N_ROWS])]
+    parts.append(f"<p>{len(kept) - N_ROWS:,} more edges in circuit.json.</p>" if len(kept) > N_ROWS else "")
+    return _page(name, parts, run, said.get("prompts"))
+
+
+def _page(name: str, parts: list[str], run: dict[str, Any], prompts: str | None) -> str:
+    """A page that needs nothing else, with what made the run at its end."""
+    from plotly.offline import get_plotlyjs
+
     made = {key: run.get(key) for key in ("command", "config", "model", "seed", "versions", "started", "device")}
-    said = escape.escape(json.dumps(made | {"prompts": effects.about.get("prompts")}, indent=1, ensure_ascii=False))
+    said = escape.escape(json.dumps(made | {"prompts": prompts}, indent=1, ensure_ascii=False))
     title = escape.escape(name)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
@@ -58,7 +90,11 @@ def _rows(rows: pd.DataFrame) -> str:
     order = rows.effect.abs().sort_values(ascending=False, kind="stable").index[:N_ROWS]
     left = len(rows) - len(order)
     more = f"<p>{left:,} more rows in effects.parquet.</p>" if left else ""
-    return rows.loc[order, _SHOWN].to_html(index=False, escape=True, float_format="{:.4g}".format, border=0) + more
+    return _table(rows.loc[order, _SHOWN]) + more
+
+
+def _table(rows: pd.DataFrame) -> str:
+    return rows.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0)
 
 
 def _groups(rows: pd.DataFrame) -> list[str]:

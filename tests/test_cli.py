@@ -40,10 +40,11 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
 
 @pytest.mark.parametrize(
     "command",
-    "demo record ablate patch app|store info|sae train|sae eval|sae features|model info|model check".replace(
-        " ", "|", 4
-    ).split("|"),
-)
+    [
+        "demo", "record", "ablate", "patch", "app", "store info", "circuit find", "circuit score", "circuit show",
+        "circuit compare", "sae train", "sae eval", "sae features", "model info", "model check",
+    ],
+)  # fmt: skip
 def test_every_commands_help_has_an_example(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     assert "Example: interp " in " ".join(capsys.readouterr().out.split())

@@ -272,7 +272,7 @@ def _try_short_cuts(model: Model, tokens: Int[Tensor, "prompt pos"]) -> ShortCut
             found = model.head(clean.resume({layer_site(0, "resid_pre"): torch.clone}, 2, first=first, read=read))
         return _close(found, wanted[:, first:] if read is None else wanted[:, read : read + 1])
 
-    if not _tried(lambda: same(0, None)):
+    if not tried(lambda: same(0, None)):
         return ShortCuts(False, False, "its blocks called again give something else: passes are whole ones")
     clean = CleanPass(model, tokens, ShortCuts(True, False))
 
@@ -285,13 +285,14 @@ def _try_short_cuts(model: Model, tokens: Int[Tensor, "prompt pos"]) -> ShortCut
             for layer, hidden in zip(layers, found, strict=True)
         )
 
-    halfway = frozenset(kind for kind in ("z", "attn_out", "post", "mlp_out") if _tried(lambda kind=kind: enters(kind)))
-    if half and not _tried(lambda: same(half, None) and same(half, last)):
+    halfway = frozenset(kind for kind in ("z", "attn_out", "post", "mlp_out") if tried(lambda kind=kind: enters(kind)))
+    if half and not tried(lambda: same(half, None) and same(half, last)):
         return ShortCuts(True, False, "its keys and values cannot be kept: all positions are computed again", halfway)
     return ShortCuts(True, True, "", halfway)
 
 
-def _tried(check: Callable[[], bool]) -> bool:
+def tried(check: Callable[[], bool]) -> bool:
+    """What `check` says; False for a model whose blocks cannot be called so."""
     try:
         return check()
     except _CALLED_ANOTHER_WAY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,7 @@ from interp.cli import options
 from interp.errors import InputError, MissingFile, UnknownKey, nearest
 
 Names = str | list[str]
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Sweep(BaseModel):
@@ -77,6 +78,16 @@ def read_config(path: Path | None, flags: dict[str, Any]) -> tuple[Config, list[
         if None in names or len(set(names)) < len(names):
             raise InputError(f'{path}: with several sweeps each has a "name" of its own; given: {names}.')
     return config, sweeps
+
+
+def read_settings(form: type[Settings], path: Path | None, flags: dict[str, Any]) -> Settings:
+    """The settings of a command that does one thing: the file's keys with the flags given over them. One line naming
+    file, line and key that is wrong."""
+    node, content = (None, {}) if path is None else _read(path)
+    try:
+        return form.model_validate(content | {key: value for key, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise _named(error, (), path, node, form) from None
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:

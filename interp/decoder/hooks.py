@@ -43,9 +43,10 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
     reaches them. They carry gradients where gradients are on."""
     cache: dict[str, Tensor] = {}
     sites = [sites] if isinstance(sites, str) else sites
-    scales = [site for site in sites if site in model.scales]
-    others = [site for site in sites if site not in model.scales]
-    names = scales + (expand(others, model.sites, model=f'"{model.name}"') if others or not scales else [])
+    known = set(model.inner)
+    inner = [site for site in sites if site in known]
+    others = [site for site in sites if site not in known]
+    names = inner + (expand(others, model.sites, model=f'"{model.name}"') if others or not inner else [])
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def hook(value: Tensor) -> None:
@@ -60,9 +61,9 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
 @contextmanager
 def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Inside the block every forward pass has `edits[site](activation)` in place of the activation at `site`."""
-    functions = {}
+    functions, inner = {}, set(model.inner) if edits else set()
     for site, edit in edits.items():
-        for name in [site] if site in model.scales else expand(site, model.sites, model=f'"{model.name}"'):
+        for name in [site] if site in inner else expand(site, model.sites, model=f'"{model.name}"'):
             functions[name] = edit
     with _hooked(model, functions):
         yield

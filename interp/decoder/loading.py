@@ -140,6 +140,12 @@ class Model:
         """Hook points of the layer norms' scales, which can be held but are not offered as sites: [prompt pos 1]."""
         return [name for name in self.bridge.hook_dict if name.endswith(".hook_scale")]
 
+    @property
+    def inner(self) -> list[str]:
+        """Hook points that are not offered as sites and can yet be read and held by name: `scales`, and what the MLPs
+        read, after their layer norm."""
+        return self.scales + [name for name in self.bridge.hook_dict if name.endswith(".mlp.hook_in")]
+
     def _sites(self) -> list[str]:
         """Every hook point offered, in the order of the forward pass; `tests/test_hooks.py` edits each one."""
         known = self.bridge.hook_dict

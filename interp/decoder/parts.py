@@ -1,0 +1,70 @@
+"""What the parts of a layer read from the residual stream and write to it, part by part.
+
+    query, key, value of a head = its columns of W_Q, W_K, W_V on ln1(what it reads)
+    a head writes                 z @ its rows of W_O
+    the MLP writes                mlp(ln2(what it reads))
+
+and the residual stream is the sum of the embeddings, of all that was written, and of the biases. Where that does not
+hold (a norm after attention or after the MLP), `interp.causal.edges` finds it out and refuses the model.
+"""
+
+from __future__ import annotations
+
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import Module
+
+from interp.decoder.loading import Model
+
+
+def _plain(model: Model, layer: int) -> Module:
+    """A block without hooks, on the same weights; of a model without a plain twin, the block itself."""
+    blocks = model.plain_blocks
+    return model.bridge.blocks[layer].original_component if blocks is None else blocks[layer]
+
+
+def norm(model: Model, layer: int, part: str) -> Module:
+    """The layer norm that "attn" or "mlp" reads through; of blocks with one norm, that one."""
+    block = model.bridge.blocks[layer]
+    name = "ln2" if part == "mlp" and "ln2" in block._modules else "ln1"
+    return _plain(model, layer).get_submodule(getattr(block, name).name)
+
+
+def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """What the MLP writes that reads `x`."""
+    block, mlp, x = _plain(model, layer), model.bridge.blocks[layer].mlp, norm(model, layer, "mlp")(x)
+    if mlp.name is None:  # OPT's, whose matrices stand in the block itself
+        inner, out = (block.get_submodule(getattr(mlp, name).name) for name in ("in", "out"))
+        return out(block.activation_fn(inner(x)))
+    found = block.get_submodule(mlp.name)(x)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
+    """W_Q, W_K or W_V for `which` "q", "k" or "v"."""
+    return getattr(model.bridge.blocks[layer].attn, f"W_{which.upper()}")
+
+
+def projected(
+    model: Model, layer: int, which: str, x: Float[Tensor, "*batch pos head d_model"]
+) -> Float[Tensor, "*batch pos head d_head"]:
+    """The q, k or v of heads that each read their own `x`; it stands where `hook_q`, ... stand."""
+    read = norm(model, layer, "attn")(x)
+    found = einsum(read, weights(model, layer, which), "... head d_model, head d_model d_head -> ... head d_head")
+    bias = getattr(model.bridge.blocks[layer].attn, f"b_{which.upper()}")
+    return found if bias is None else found + bias
+
+
+def head_outputs(
+    model: Model, layer: int, z: Float[Tensor, "*batch pos head d_head"]
+) -> Float[Tensor, "*batch pos head d_model"]:
+    """What each head writes, without the layer's bias."""
+    W_O = model.bridge.blocks[layer].attn.W_O
+    return einsum(z, W_O, "... head d_head, head d_head d_model -> ... head d_model")
+
+
+def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
+    """What attention writes whatever it reads."""
+    bias = model.bridge.blocks[layer].attn.b_O
+    return 0.0 if bias is None else bias
