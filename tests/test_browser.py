@@ -128,7 +128,7 @@ def test_home_leads_to_the_map_and_to_the_features(page, address):
 def test_a_row_of_the_table_opens_its_latent(page, address):
     page.goto(f"{address}/features?sae=demo")
     heading(page, "Latent 3").wait_for()
-    page.get_by_test_id("stDataFrame").click(position={"x": 15, "y": 35 + 34 * 2 + 17})
+    page.get_by_test_id("stDataFrame").first.click(position={"x": 15, "y": 35 + 34 * 2 + 17})
     heading(page, "Latent 2").wait_for()
     page.wait_for_url("**/features?sae=demo&feature=2")
 
