@@ -157,7 +157,11 @@ def build(
 def about(model: Any, task: Any, seed: int, **more: Any) -> dict[str, Any]:
     """What a result says of itself: the model with its processing, the task and a digest of its prompts, seed,
     versions."""
-    prompts = [[p.clean_tokens, p.corrupted_tokens, [list(t) for t in p.targets], p.wrong_token] for p in task.prompts]
+    prompts = [
+        [p.clean_tokens, p.corrupted_tokens, [list(t) for t in p.targets], p.wrong_token]
+        + ([p.answers, p.wrong_answers] if p.answers else [])
+        for p in task.prompts
+    ]
     digest = "sha256:" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     return {"model": model.provenance(), "task": task.name, "prompts": digest, "seed": seed,
             "versions": runs.versions(), **more}  # fmt: skip
