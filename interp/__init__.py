@@ -18,6 +18,7 @@ _HOMES = {
     "Store": "interp.store.reading",
     "ablate": "interp.causal.ablation",
     "patch": "interp.causal.patching",
+    "trace": "interp.causal.tracing",
     "Effects": "interp.causal.effects",
     "InputError": "interp.errors",
 }

@@ -177,4 +177,8 @@ def join(parts: Sequence[Effects], *, seed: int) -> Effects:
     one = [part.rows[(part.rows.method == method) & (part.rows.metric == metric)] for part in parts]
     places = pd.concat(one)[PLACE].to_dict("records")
     values = {key: np.concatenate([part.values[key] for part in parts]) for key in first.values}
-    return build(places, values, first.baseline, seed=seed, about=first.about)
+    whole = build(places, values, first.baseline, seed=seed, about=first.about)
+    if "normalized" in first.rows:
+        by_method = [part.rows[(part.rows.method == m) & (part.rows.metric == k)] for m, k in values for part in parts]
+        whole.rows["normalized"] = pd.concat(by_method)["normalized"].to_numpy()
+    return whole

@@ -58,9 +58,8 @@ def kl(
 
 
 def prob_diff(
-    logits: Float[Tensor, "read d_vocab"], answer: Int[Tensor, "read *right"], wrong: Int[Tensor, "read *other"],
-    clean=None,
-) -> Float[Tensor, " read"]:  # fmt: skip
+    logits: Float[Tensor, "read d_vocab"], answer: Int[Tensor, "read ..."], wrong: Int[Tensor, "read ..."], clean=None
+) -> Float[Tensor, " read"]:
     """Probability of all right answers minus that of all wrong ones, -1 to 1; positive means the model is right.
 
     The answers of a read are a row, filled up with -1 (`Task.answer_sets`); one answer and one wrong answer will do.
@@ -94,4 +93,6 @@ def check(metrics: list[str], *, has_wrong: bool, task: str) -> None:
         if metric not in METRICS:
             raise UnknownName(f'no metric "{metric}". Nearest: {nearest(metric, METRICS)}.')
         if metric.endswith("_diff") and not has_wrong:
-            raise InputError(f'task "{task}" has no wrong answers: {metric} needs them; use loss, kl, prob or accuracy.')
+            raise InputError(
+                f'task "{task}" has no wrong answers: {metric} needs them; use loss, kl, prob or accuracy.'
+            )

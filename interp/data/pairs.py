@@ -1,4 +1,4 @@
-"""Prompt pairs from files: our prompts.jsonl, an object a line, and auto-circuit's .json. A bad line or key is named."""
+"""Prompt pairs from files: our prompts.jsonl, an object a line, and auto-circuit's .json. A bad key is named."""
 
 from __future__ import annotations
 

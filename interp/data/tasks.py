@@ -44,7 +44,7 @@ def load_task(
     if n is not None and n < 1:
         raise InputError(f"n {n} given: a task has one prompt or more.")
     if corruption is not None and str(name) != "ioi":
-        raise InputError(f'corruption "{corruption}" given: only ioi has a choice of them, "{name}" has one of its own.')
+        raise InputError(f'corruption "{corruption}" given: only ioi has a choice; "{name}" has one of its own.')
     if str(name) in BUILDERS:
         choice = {} if corruption is None else {"corruption": corruption}
         return BUILDERS[str(name)](model, n or 200, random.Random(seed), **choice)
