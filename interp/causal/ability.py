@@ -9,8 +9,8 @@ from interp.errors import InputError
 
 
 def check_ability(model: Model, task: Task) -> None:
-    """InputError where the mean difference of right and wrong answers (`logit_diff`; `prob_diff` where there are sets of
-    answers) on the clean prompts is 0 or less. A task without wrong answers is not judged."""
+    """InputError where the mean difference of right and wrong answers (`logit_diff`; of sets of answers `prob_diff`) on
+    the clean prompts is 0 or less. A task without wrong answers is not judged."""
     metric = task.default_metric
     if not metric.endswith("_diff"):
         return

@@ -53,7 +53,7 @@ class Effects:
         """A map of the effects: layer x head, layer x position, or bars."""
         from interp.plots import effects
 
-        return effects(self.rows[self.rows.kind != "random"])
+        return effects(self.rows[self.rows.kind != "random"], ticks=self.about.get("ticks"))
 
     def of(self, method: str, metric: str) -> np.ndarray:
         """Effect of each row on each prompt, float64 [row, prompt]."""

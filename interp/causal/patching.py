@@ -164,7 +164,8 @@ def ticks(model: Model, task: Task) -> dict[str, str]:
     return found
 
 
-def _positions(task: Task) -> list[str]:
+def positions_of(task: Task) -> list[str]:
+    """Every index where all prompts have one length, else the labels that all have. InputError where there are none."""
     positions = [str(index) for index in range(task.length)] if task.same_length else task.labels
     if not positions:
         raise InputError(

@@ -39,6 +39,6 @@ def task(
     scores = sweep(loaded, asked, [], metrics=metrics).baseline
     print(f'"{loaded.name}": ' + ", ".join(f"mean {metric} {scores[metric].mean():+.3f}" for metric in metrics))
     for row in asked.table(loaded).head(show).itertuples():
-        print(
-            f"  clean     {row.clean!r}\n  corrupted {row.corrupted!r}\n  answer    {row.answer!r} over {row.wrong!r}"
-        )
+        print(f"  clean     {row.clean!r}")
+        print(f"  corrupted {row.corrupted!r}")
+        print(f"  answer    {row.answer!r} over {row.wrong!r}")
