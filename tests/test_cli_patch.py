@@ -65,7 +65,7 @@ def test_several_sweeps_in_a_file_are_a_run_each(file, tmp_path, capsys):
     assert main(["patch", str(file)]) == 0
     tables = {name: pd.read_parquet(tmp_path / f"w/runs/both-{name}/effects.parquet")
               for name in ("stream", "queries", "traced")}  # fmt: skip
-    assert set(tables["stream"].method) == {"denoise"} and tables["stream"].position.nunique() == 8
+    assert set(tables["stream"].method) == {"denoise"} and tables["stream"].position.nunique() == 9
     assert list(tables["queries"].component) == [f"L{layer}H{head}.q" for layer in range(2) for head in range(4)]
     assert set(tables["traced"].method) == {"trace"} and set(tables["traced"].metric) == {"prob"}
     assert all("normalized" in table for table in tables.values())
@@ -80,7 +80,7 @@ def test_several_sweeps_in_a_file_are_a_run_each(file, tmp_path, capsys):
 def test_a_dry_run_says_how_much_and_writes_nothing(file, tmp_path, capsys):
     assert main(["patch", str(file), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "16 rows" in printed and "32 forward passes in a loop" in printed and "about " in printed
+    assert "18 rows" in printed and "36 forward passes in a loop" in printed and "about " in printed
     assert not (tmp_path / "w").exists()
 
 
@@ -169,7 +169,7 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, 
 def test_interp_task_shows_prompts_and_how_well_the_model_does(tiny_dir, able, capsys):
     assert main(["task", str(able), "--model", str(tiny_dir), "--show", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "able: 4 prompts of 8 to 8 tokens; positions IO" in printed
+    assert "able: 4 prompts of 9 tokens; positions IO" in printed
     assert "mean logit_diff +" in printed and "mean accuracy +1.000" in printed and printed.count("clean  ") == 1
     assert main(["task", "iio", "--model", str(tiny_dir)]) == 2
     assert "Nearest: ioi" in one_line(capsys)

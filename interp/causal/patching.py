@@ -156,7 +156,7 @@ def ticks(model: Model, task: Task) -> dict[str, str]:
     label that the task has for it, else the first prompt's token and "…". Empty where prompts differ in length."""
     if not task.same_length:
         return {}
-    labels = {str(task.prompts[0].positions[label]): label for label in task.labels if len(set(task.at(label))) == 1}
+    labels = {str(int(task.at(label)[0])): label for label in task.labels if len(task.at(label).unique()) == 1}
     found = {}
     for at, column in enumerate(zip(*(prompt.clean_tokens for prompt in task.prompts), strict=True)):
         text = model.token_text(column[:1])[0]

@@ -28,7 +28,8 @@ def task(
 
     loaded = interp.load_model(model, device=device, dtype=dtype)
     asked = interp.load_task(name, loaded, n=n, seed=seed, corruption=corruption)
-    lengths = f"{int(asked.lengths.min())} to {int(asked.lengths.max())} tokens"
+    shortest, longest = int(asked.lengths.min()), asked.length
+    lengths = f"{longest} tokens" if shortest == longest else f"{shortest} to {longest} tokens"
     labels = f"; positions {', '.join(asked.labels)}" if asked.labels else ""
     print(f"{asked.name}: {len(asked)} prompts of {lengths}{labels}")
     if asked.unaligned:
