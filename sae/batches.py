@@ -23,6 +23,7 @@ from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError
 from interp.store.reading import Store, open_finished
+from sae import parallel
 
 BUFFER = 1 << 17
 """Rows of a model's activations that are shuffled together: 128 batches of 1024."""
@@ -53,12 +54,10 @@ class StoreSource:
         self.store, self.name, self.model, self.context = store, store.name, store.model, store.context
         rows = store.content_rows
         out = is_held_out(store.sequence[:][rows], held_out)
-        self.rows, self.held_out_rows = rows[~out], rows[out]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows to train on."""
-        return len(self.rows)
+        parts = np.array_split(rows[~out], parallel.world())
+        self.rows, self.held_out_rows = parts[parallel.rank()], rows[out]
+        self.n_rows = min(map(len, parts)) * len(parts)
+        """Rows to train on, over all ranks: each has a part of the store of its own, and as many as any."""
 
     def describe(self) -> dict[str, Any]:
         """What run.json says of the source."""
@@ -113,13 +112,12 @@ class ModelSource:
         special = torch.tensor(getattr(model.tokenizer, "all_special_ids", None) or [-1])
         self.is_text = ~torch.isin(self.tokens, special)
         out = torch.from_numpy(is_held_out(np.arange(len(self.tokens)), held_out))
-        self.train_windows, self.held_out_windows = (torch.nonzero(part).squeeze(1) for part in (~out, out))
+        train_windows, self.held_out_windows = (torch.nonzero(part).squeeze(1) for part in (~out, out))
+        parts = train_windows.tensor_split(parallel.world())
+        self.train_windows = parts[parallel.rank()]
+        self.n_rows = min(int(self.is_text[part].sum()) for part in parts) * len(parts)
+        """Rows to train on, over all ranks: each has windows of its own, and as many rows as any."""
         self.name, self.model, self.at_once, self.buffer = model.name, model.provenance(), windows_at_once, buffer
-
-    @property
-    def n_rows(self) -> int:
-        """Rows to train on."""
-        return int(self.is_text[self.train_windows].sum())
 
     def describe(self) -> dict[str, Any]:
         """What run.json says of the source."""
@@ -178,18 +176,22 @@ Source = StoreSource | ModelSource
 def batches(
     source: Source, sites: Sequence[str], batch_size: int, *, seed: int = 0, first_step: int = 0
 ) -> Iterator[Batch]:
-    """The batches of step `first_step` and on, epoch after epoch; each has the same rows at all sites.
+    """The batches of step `first_step` and on, epoch after epoch, under torchrun this rank's part; each has the
+    same rows at all sites.
 
     An epoch leaves out what does not fill its last batch. InputError where there are fewer rows than a batch;
     BadActivations, when it is reached, for a batch that is not finite.
     """
+    if batch_size % parallel.world():
+        raise InputError(f"batch_size ({batch_size}) is no multiple of the {parallel.world()} ranks.")
     per_epoch = source.n_rows // batch_size
     if per_epoch == 0:
         raise InputError(f"{source.name} has {source.n_rows} rows to train on, fewer than one batch ({batch_size}).")
 
     def epoch(number: int) -> Iterator[Batch]:
         first = max(0, first_step - number * per_epoch)
-        return source.epoch(sites, batch_size, seed=seed, epoch=number, first=first)
+        found = source.epoch(sites, batch_size // parallel.world(), seed=seed, epoch=number, first=first)
+        return itertools.islice(found, per_epoch - first)
 
     return itertools.chain.from_iterable(map(epoch, itertools.count(first_step // per_epoch)))
 

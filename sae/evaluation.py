@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from rich.progress import Progress
 from torch import Tensor
 
 from interp import runs
@@ -28,6 +27,7 @@ from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured, edited
 from interp.decoder.loading import Model
 from interp.errors import InputError, MissingFile, WrongModel
+from interp.progress import Progress
 from sae.dictionary import Dictionary
 from sae.rows import text_mask
 from sae.splicing import check_model, spliced
@@ -250,8 +250,7 @@ def evaluate(
     sites = list(dict.fromkeys(dct.sites + dct.out_sites))
     batches = list(zip(tokens.split(batch_size), is_text.split(batch_size), strict=True))
     fit, damage = Fit(dct), Damage()
-    with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("evaluating", total=5 * len(batches))
+    with Progress("evaluating", 5 * len(batches), progress) as bar:
         for batch, mask in batches:
             with captured(model, sites) as cache:
                 model(batch)
@@ -260,7 +259,7 @@ def evaluate(
                 widths = f"{x.shape[1]} and {y.shape[1]}; the dictionary reads {dct.d_in} and writes {dct.d_out}"
                 raise WrongModel(f'{", ".join(sites)} of "{model.name}" have width {widths}.')
             fit.add(x, y)
-            bar.advance(task)
+            bar.advance()
         for batch, mask in batches:
             with captured(model, sites) as cache:
                 clean = model(batch)
@@ -271,5 +270,5 @@ def evaluate(
                 "mean": _constant(model, dct, fit.mean, mask),
             }
             damage.add(model, batch, mask[:, :-1] & mask[:, 1:], clean, changes)
-            bar.advance(task, 4)
+            bar.advance(4)
     return Report(**fit.numbers(), **damage.numbers())

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from rich.progress import Progress
 
+from interp.progress import Progress
 from sae.firings import Block, Firings
 from sae.rows import Rows
 
@@ -137,8 +137,7 @@ def write(
     bins, near = np.zeros((d_sae, BINS), np.int32), np.full((d_sae, n_near), -1, np.int32)
     likeness = np.zeros((d_sae, n_near), np.float32)
     group = _datasets(file.create_group("examples"), 2 * context_tokens + 1)
-    with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("collecting", total=d_sae)
+    with Progress("collecting", d_sae, progress) as bar:
         for block in firings.blocks():
             mine = slice(block.first, block.stop)
             np.maximum.at(strongest[mine], block.latent, np.abs(block.value))
@@ -156,7 +155,7 @@ def write(
                 part = together[start : start + 64]
                 rows = slice(block.first + start, block.first + start + len(part))
                 near[rows], likeness[rows] = nearest(correlation(part, rows.start, fires, n_tokens), n_near)
-            bar.advance(task, block.size)
+            bar.advance(block.size)
     near[likeness <= 0] = -1
     group["start"] = np.cumsum([0, *counts])
     file["histogram/counts"], file["histogram/high"] = bins, strongest

@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import AlreadyExists, InputError, MissingFile, UnknownName, WrongModel, nearest
+from interp.progress import Progress
 from interp.store.reading import Store, open_finished
 
 if TYPE_CHECKING:
@@ -94,6 +95,30 @@ class Features:
         table["tokens"] = [[self._text[t] for t in row if t >= 0] for row in tokens.tolist()]
         table["values"] = [v[t >= 0].tolist() for v, t in zip(values, tokens, strict=True)]
         return table
+
+    def search(self, text: str, by: str = "examples") -> pd.DataFrame:
+        """Latents whose top examples are at tokens that contain `text` (a space counts, the case does not), or, `by`
+        "raised", whose decoder row raises such tokens: latent, share of the examples or of the tokens raised,
+        max_activation, density; the largest share first, of equal ones the rarest latent."""
+        if by not in ("examples", "raised"):
+            raise UnknownName(f'no search by "{by}". Nearest: {nearest(by, ["examples", "raised"])}.')
+        wanted = np.array([text.lower() in token.lower() for token in self._text])
+        with self._open() as file:
+            if by == "raised":
+                token = (
+                    file["logits/raised/token"][:] if "logits/raised" in file else np.zeros((len(self.latents), 0), int)
+                )
+                latent, token = np.repeat(np.arange(len(token)), token.shape[1]), token.ravel()
+            else:
+                group = file["examples"]
+                top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
+                token = group["tokens"][:][np.arange(len(at)), at][top]
+                latent = np.repeat(np.arange(len(self.latents)), np.diff(group["start"][:]))[top]
+        hits, all_of_it = (np.bincount(latent, weights, len(self.latents)) for weights in (wanted[token], None))
+        share = hits / np.maximum(all_of_it, 1)
+        table = self.latents[["latent", "max_activation", "density"]].assign(share=share)
+        table = table[table["share"] > 0].sort_values(["share", "density"], ascending=[False, True], ignore_index=True)
+        return table[["latent", "share", "max_activation", "density"]]
 
     def histogram(self, latent: int) -> pd.DataFrame:
         """Of its activations where it fires: low, high, count of each bin."""
@@ -223,7 +248,6 @@ def _model_of(dct: Dictionary, store: Store, model: Model | None) -> Model:
 def _record(dct: Dictionary, source: Rows, folder: Path, batch_size: int, progress: bool) -> Firings:
     """The pass: every row encoded once, its active latents kept."""
     import torch
-    from rich.progress import Progress
 
     from sae.firings import Firings
     from sae.rows import joined
@@ -239,10 +263,9 @@ def _record(dct: Dictionary, source: Rows, folder: Path, batch_size: int, progre
                 active = dct.active(x)
             token, latent, value = (part.cpu().numpy() for part in (active.token, active.latent, active.value.float()))
             yield rows[token], latent, value
-            bar.advance(task, len(rows))
+            bar.advance(len(rows))
 
-    with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("encoding", total=int(source.content.sum()))
+    with Progress("encoding", int(source.content.sum()), progress) as bar:
         return Firings.record(folder, codes(), n_rows=len(source), d_sae=dct.d_sae)
 
 

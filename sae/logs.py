@@ -1,31 +1,31 @@
-"""What a training says: train_log.csv, the progress bar on a terminal, plain lines in a log, the table at the end."""
+"""What a training says: train_log.csv, the line beside the progress bar, the table at the end."""
 
 from __future__ import annotations
 
 import csv
 import json
-import sys
-import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import rich.progress
-from rich.console import Console
 from torch import Tensor
 
 from interp import runs
+from interp.errors import InputError, nearest
 from sae.trainer import Trainer
 
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""Where else the lines of a log can go, and the package that takes them there."""
 LOG_COLUMNS = ("step", "tokens", "loss", "fvu", "aux", "l0", "dead", "lr")
-_LINE_EVERY = 10.0  # seconds between the lines of a log
 
 
 class Log:
     """train_log.csv: what a killed run wrote after its last checkpoint is cut off before going on."""
 
-    def __init__(self, out: Path | None, step: int) -> None:
+    def __init__(self, out: Path | None, step: int, to: str | None = None) -> None:
+        self.elsewhere = _elsewhere(to, out, step) if out and to else None
         self.path = out / "train_log.csv" if out else None
         self.rows: list[list[Any]] = []
         if self.path and self.path.exists() and step:
@@ -38,53 +38,53 @@ class Log:
         numbers |= {"step": trainer.step, "tokens": trainer.step * trainer.config.batch_size}
         numbers |= {"lr": trainer.config.rate(trainer.step - 1), "dead": int(numbers["dead"])}
         self.rows.append([f"{v:.7g}" if isinstance(v, float) else v for v in (numbers[c] for c in LOG_COLUMNS)])
+        if self.elsewhere:
+            self.elsewhere.log({name: numbers[name] for name in LOG_COLUMNS[2:]}, trainer.step)
         return f"loss {numbers['loss']:.4f}  FVU {numbers['fvu']:.3f}  L0 {numbers['l0']:.1f}  dead {numbers['dead']}"
 
     def flush(self) -> None:
         if self.path:
             runs.write_text(self.path, "\n".join(",".join(map(str, r)) for r in [LOG_COLUMNS, *self.rows]) + "\n")
 
+    def close(self) -> None:
+        self.flush()
+        if self.elsewhere:
+            self.elsewhere.finish()
 
-class Progress:
-    """A bar with loss, FVU, L0, dead latents and tokens a second; where stderr is no terminal, a line now and then."""
 
-    def __init__(self, shown: bool, n_steps: int, done: int, batch_size: int, n_dictionaries: int) -> None:
-        columns = (
-            rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(), rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        console = Console(stderr=True)
-        self.lines = shown and not console.is_terminal
-        self.bar = rich.progress.Progress(
-            *columns, console=console, disable=not shown or self.lines, transient=True
-        )  # fmt: skip
-        what = "training" if n_dictionaries == 1 else f"training {n_dictionaries}"
-        self.task = self.bar.add_task(what, total=n_steps, completed=done, note="")
-        self.first = self.step = done
-        self.n_steps, self.batch_size = n_steps, batch_size
-        self.started = self.last = time.monotonic()
+def check_logger(to: str | None) -> None:
+    """InputError for a logger that is not known, or whose package is not installed."""
+    if to is None:
+        return
+    if to not in LOGGERS:
+        raise InputError(f'no logger "{to}". Nearest: {nearest(to, LOGGERS)}; train_log.csv is always written.')
+    if find_spec(LOGGERS[to]) is None:
+        raise InputError(f'"{to}" is not installed: pip install {LOGGERS[to]}; train_log.csv is written without it.')
 
-    def __enter__(self) -> Progress:
-        self.bar.__enter__()
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
+class TensorBoard:
+    """Lines as scalars in `out`/tensorboard; those after `step`, which a killed run wrote, are taken back."""
 
-    def note(self, text: str) -> None:
-        """What the bar shows from now on: of a grid, the dictionary noted last."""
-        now = time.monotonic()
-        rate = (self.step + 1 - self.first) * self.batch_size / max(now - self.started, 1e-9)
-        note = f"{text}  {rate:,.0f} tokens/s"
-        self.bar.update(self.task, note=note)
-        if self.lines and now - self.last > _LINE_EVERY:
-            self.last = now
-            print(f"step {self.step + 1}/{self.n_steps}  {note}", file=sys.stderr)
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    def advance(self) -> None:
-        self.step += 1
-        self.bar.advance(self.task)
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=10)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+def _elsewhere(to: str, out: Path, step: int) -> Any:
+    """What has `log(numbers, step)` and `finish()`; Weights & Biases' own run does, and leaves out steps it has."""
+    if to == "tensorboard":
+        return TensorBoard(out, step)
+    import wandb
+
+    return wandb.init(project="interp", name=out.name, id=out.name, dir=str(out), resume="allow", reinit="create_new")
 
 
 def frontier(folders: Iterable[str | Path]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from sae import sparse
+from sae import parallel, sparse
 from sae.config import TrainConfig
 from sae.sparse import DENSE_SHARE, Pairs
 
@@ -91,6 +91,11 @@ def reconstruction(x: Float[Tensor, "token d_in"], x_hat: Float[Tensor, "token d
     return (x_hat - x).square().sum(-1).mean()
 
 
+def spread(x: Float[Tensor, "token d"]) -> Float[Tensor, ""]:
+    """Squared distance from the mean of the whole batch, summed over d and averaged over its tokens."""
+    return parallel.mean(reconstruction(x, parallel.mean(x.mean(0)).expand_as(x)))
+
+
 def topk(f: Forward, config: TrainConfig) -> Terms:
     """Error of the k largest pre-activations of each token, those below 0 as 0. Gao et al. 2024, arXiv:2406.04093."""
     pairs = Pairs.of(sparse.topk(f.pre, config.k), config.d_sae)
@@ -105,7 +110,7 @@ def abstopk(f: Forward, config: TrainConfig) -> Terms:
 
 def batchtopk(f: Forward, config: TrainConfig) -> Terms:
     """The k * tokens largest of the whole batch, those above 0. Bussmann et al. 2024, arXiv:2412.06410, section 3."""
-    pairs = sparse.batch_topk(f.pre, config.k * len(f.x), hint=f.hint)
+    pairs = sparse.batch_topk(f.pre, config.k * len(f.x) * parallel.world(), hint=f.hint)
     return _plain(f, f.encoded(pairs), pairs)
 
 
@@ -115,7 +120,7 @@ def matryoshka_batchtopk(f: Forward, config: TrainConfig) -> Terms:
     Bussmann et al. 2025, arXiv:2503.17547, section 3 (there the sum; dictionary_learning's mean keeps the size of the
     loss, and with it what clipping and AuxK mean).
     """
-    pairs = sparse.batch_topk(f.pre, config.k * len(f.x), hint=f.hint)
+    pairs = sparse.batch_topk(f.pre, config.k * len(f.x) * parallel.world(), hint=f.hint)
     values = f.encoded(pairs)
     borders = config.borders
     parts = sparse.decoded(values, f.weights["W_dec"], pairs.split(borders)).unflatten(0, (-1, len(borders)))
@@ -172,6 +177,7 @@ def jumprelu(f: Forward, config: TrainConfig) -> Terms:
         d_in = f.x.shape[1]
         return _plain(f, values, pairs, f.sparsity / d_in * (4 * math.sqrt(d_in) * values).tanh().sum() / len(f.x))
     l0 = _Step.apply(at, theta, config.bandwidth).sum() / len(f.x)
+    l0 = l0 + (parallel.mean(l0) - l0.detach())  # of the whole batch; this rank's share of its gradient
     return _plain(f, values, pairs, f.sparsity * (l0 if config.penalty == "step" else (l0 / config.k - 1).square()))
 
 
@@ -209,7 +215,7 @@ def auxk(
         pairs = Pairs.of(chosen, len(rows))
         values = some.encoded(pairs)
         predicted = sparse.decoded(values if signed else values.relu(), some.weights["W_dec"], pairs)
-    variance = reconstruction(residual, residual.mean(0).expand_as(residual))
+    variance = spread(residual)
     return reconstruction(residual, predicted) / variance.clamp_min(torch.finfo(residual.dtype).tiny)
 
 

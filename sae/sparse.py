@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from sae import parallel
+
 DENSE_SHARE = 1 / 8
 """Share of all (token, latent) above which dense products are taken. At d_in 512, d_sae 4096, on a CPU, both cost the
 same at about a fifth."""
@@ -118,19 +120,23 @@ def topk(pre: Float[Tensor, "token d_sae"], k: int, *, parts: int = 16) -> Int[T
 
 
 def batch_topk(pre: Float[Tensor, "token d_sae"], n: int, *, hint: float = 0.0) -> Pairs:
-    """The `n` largest of all pre-activations of a batch, those above 0 only; of equal ones the first.
+    """The `n` largest of all pre-activations of a batch, of its parts on other ranks too, those above 0 only; of equal
+    ones the first.
 
     `hint` is a guess of the smallest of them (the last batch's): a good one saves work, none changes the result.
     """
     flat = pre.reshape(-1)
     place = (flat > hint).nonzero().squeeze(1)
-    if len(place) < n and hint > 0:
+    parts = parallel.gathered(flat[place])
+    if sum(map(len, parts)) < n and hint > 0:
         place = (flat > 0).nonzero().squeeze(1)
-    if len(place) > n:
-        values = flat[place]
-        smallest = values.kthvalue(len(values) - n + 1).values
+        parts = parallel.gathered(flat[place])
+    if sum(map(len, parts)) > n:
+        values, of_all = flat[place], torch.cat(parts)
+        smallest = of_all.kthvalue(len(of_all) - n + 1).values
         above, equal = values > smallest, values == smallest
-        wanted = n - above.sum()
+        before = torch.cat([values.new_zeros(0), *parts[: parallel.rank()]])
+        wanted = n - (of_all > smallest).sum() - (before == smallest).sum()
         place = place[above | (equal & (equal.cumsum(0) <= wanted))]
     token = place.div(pre.shape[1], rounding_mode="floor")
     return Pairs(token, place - token * pre.shape[1], *pre.shape)

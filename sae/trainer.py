@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
+from sae import parallel
 from sae.config import TrainConfig
 from sae.dictionary import Dictionary
-from sae.losses import LOSSES, Forward, auxk, reconstruction, remove_radial
+from sae.losses import LOSSES, Forward, auxk, reconstruction, remove_radial, spread
 
 AVERAGED = 100
 """Steps over which each batch's smallest latent is averaged to serve BatchTopK as threshold (arXiv:2412.06410); at most
@@ -51,8 +52,9 @@ class Trainer:
     def update(
         self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"] | None = None
     ) -> dict[str, Tensor]:
-        """One step on activations in the model's units; `y` for a transcoder. Returns the loss and its parts."""
-        config, n_tokens = self.config, len(x)
+        """One step on activations in the model's units, under torchrun this rank's part of the batch; `y` for a
+        transcoder. Returns the loss and its parts."""
+        config, n_tokens = self.config, len(x) * parallel.world()
         x = (x - self.x_centre) * self.x_scale if config.is_transcoder else x * self.x_scale
         y = x if y is None else y * self.y_scale
         dead = self.silent > config.dead_tokens
@@ -60,11 +62,10 @@ class Trainer:
         parts = zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True)
         reports, fires = zip(*(self._backward(*part, dead) for part in parts), strict=True)
         self._step()
-        fires = torch.stack(fires).sum(0)
+        fires = parallel.total(torch.stack(fires).sum(0))
         self.silent = torch.where(fires > 0, 0, self.silent + n_tokens)
-        report = {name: torch.stack([r[name] for r in reports]).mean() for name in reports[0]}
-        variance = reconstruction(y, y.mean(0).expand_as(y))
-        report |= {"fvu": report.pop("error") / variance, "l0": fires.sum() / n_tokens, "dead": dead.sum()}
+        report = {name: parallel.mean(torch.stack([r[name] for r in reports]).mean()) for name in reports[0]}
+        report |= {"fvu": report.pop("error") / spread(y), "l0": fires.sum() / n_tokens, "dead": dead.sum()}
         return report
 
     def _backward(self, x: Tensor, y: Tensor, dead: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -83,17 +84,23 @@ class Trainer:
         loss = terms.loss + config.auxk_weight * aux
         (loss / config.accumulate).backward()
         values = terms.values.detach()
-        if self.is_batch and len(values):
-            self.smallest = values.min()
-            moved = self.threshold.lerp(self.smallest, 1 / max(1, min(AVERAGED, config.n_steps // 10)))
-            self.threshold = torch.where(self.threshold > 0, moved, self.smallest)
+        if self.is_batch:
+            self._follow(values)
         fires = torch.bincount(terms.pairs.latent[values != 0], minlength=config.d_sae)
         report = {"loss": loss, "aux": aux, "error": reconstruction(y, terms.y_hat)}
         return {name: value.detach() for name, value in report.items()}, fires
 
+    def _follow(self, values: Float[Tensor, " pair"]) -> None:
+        """The threshold that stands for BatchTopK's choice, moved towards the smallest value of this batch."""
+        smallest = parallel.least(values.min() if len(values) else values.new_tensor(math.inf))
+        if smallest.isfinite():
+            moved = self.threshold.lerp(smallest, 1 / max(1, min(AVERAGED, self.config.n_steps // 10)))
+            self.smallest, self.threshold = smallest, torch.where(self.threshold > 0, moved, smallest)
+
     def _step(self) -> None:
         """Adam, on what `_backward` has gathered."""
         W_dec, config = self.weights["W_dec"], self.config
+        parallel.average_gradients(self.weights.values())
         if config.row.unit_norm:
             remove_radial(W_dec.grad, W_dec)
         if config.clip:

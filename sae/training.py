@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,12 +24,13 @@ from torch import Tensor
 from interp import runs
 from interp.decoder.loading import Model
 from interp.errors import InputError
+from interp.progress import Progress
 from interp.store.reading import Store
-from sae import files
+from sae import files, parallel
 from sae.batches import BadActivations, Batch, ModelSource, Source, StoreSource, batches
 from sae.config import DATA, TrainConfig
 from sae.dictionary import Dictionary, names
-from sae.logs import Log, Progress
+from sae.logs import Log, check_logger
 from sae.trainer import Trainer
 
 _SAMPLE = 32_768  # rows behind b_dec's start and the scales
@@ -47,6 +49,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     log_every: int = 10,
+    log_to: str | None = None,
     checkpoint_every: int = 200,
     **settings: Any,
 ) -> Dictionary:
@@ -59,16 +62,18 @@ def train(
 
     `settings` are TrainConfig's. `n_tokens` is 4 epochs of the rows and `lr` 1e-3 / sqrt(d_sae / 2^14) where not given:
     dictionary_learning's rule with five times its factor, which over 400,000 tokens brought FVU from .145 to .087. The
-    log has a line every `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents. The
-    same call on an unfinished `out` continues it. InputError, before anything is written, for settings that cannot be;
+    log has a line every `log_every` steps: loss and AuxK in scaled units, FVU and L0 of the batch, dead latents; with
+    `log_to` "tensorboard" (into `out`) or "wandb" they go there too. The same call on an unfinished `out` continues
+    it. InputError, before anything is written, for settings that cannot be;
     AlreadyExists where `out` is finished and not `overwrite`; BadActivations where a batch is not finite.
     """
     settings |= {"site": site, "out_site": out_site}
     grid = _prepare({"": settings}, source, text=text, context=context, out=None)
     grid.runs[0].out = None if out is None else Path(out)
     return grid.run(
-        device=device, overwrite=overwrite, progress=progress, log_every=log_every, checkpoint_every=checkpoint_every
-    )[""]
+        device=device, overwrite=overwrite, progress=progress, log_every=log_every, log_to=log_to,
+        checkpoint_every=checkpoint_every,
+    )[""]  # fmt: skip
 
 
 def train_grid(
@@ -84,7 +89,7 @@ def train_grid(
 
     Each goes into the folder `out`/name and is bitwise the one that `train` makes of the same settings. What steers
     the pass (n_tokens, batch_size, shuffle_seed, held_out) must be the same in all. Finished ones are loaded, not
-    trained again. `how`: device, overwrite, progress, log_every, checkpoint_every as in `train`.
+    trained again. `how`: device, overwrite, progress, log_every, log_to, checkpoint_every as in `train`.
     """
     return _prepare(dictionaries, source, text=text, context=context, out=None if out is None else Path(out)).run(**how)
 
@@ -129,6 +134,8 @@ def _prepare(
     for name, draft in drafts.items():
         config = replace(draft, n_tokens=max(n_tokens, 1)).with_sites(source.site)
         prepared.append(_Run(name, config, None if out is None else out / name))
+        if (part := config.batch_size // parallel.world()) % config.accumulate:
+            raise InputError(f"a rank's part of a batch ({part}) is no multiple of accumulate ({config.accumulate}).")
     batches(source, [], first.batch_size)  # enough rows for one?
     return _Grid(source, prepared)
 
@@ -151,29 +158,32 @@ class _Grid:
 
     def run(
         self, *, device: str | None = None, overwrite: bool = False, progress: bool = True, log_every: int = 10,
-        checkpoint_every: int = 200,
+        log_to: str | None = None, checkpoint_every: int = 200,
     ) -> dict[str, Dictionary]:  # fmt: skip
         """Train what is not finished; all dictionaries, by name."""
         if log_every < 1 or checkpoint_every < 1:
             raise InputError(f"log_every ({log_every}) and checkpoint_every ({checkpoint_every}) must be at least 1.")
+        check_logger(log_to)
         where = find_device(device)
         described = {run.name: self._describe(run, log_every) for run in self.runs}
         done = [run for run in self.runs if len(self.runs) > 1 and _is_done(run, described[run.name], overwrite)]
         todo = [run for run in self.runs if run not in done]
-        if todo:
-            sample = self._sample(todo[0].config, where)
-            for run in todo:
-                run.trainer = Trainer(run.config, *run.rows(sample))
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            stack.enter_context(parallel.together(where))
+            if todo:
+                sample = self._sample(todo[0].config, where)
                 for run in todo:
-                    if run.out:
+                    run.trainer = Trainer(run.config, *run.rows(sample))
+                for run in todo:
+                    if run.out and parallel.rank() == 0:
                         stack.enter_context(
                             runs.recording(
                                 run.out, kind="sae", config=described[run.name], model=self.source.model,
                                 seed=run.config.seed, device=str(where), overwrite=overwrite,
                             )
                         )  # fmt: skip
-                finished = self._loop(todo, where, progress, log_every, checkpoint_every)
+                parallel.wait()
+                finished = self._loop(todo, where, progress, log_every, log_to, checkpoint_every)
         for run in todo:
             if run.out:
                 (run.out / files.CHECKPOINT).unlink(missing_ok=True)
@@ -181,6 +191,7 @@ class _Grid:
 
     def _describe(self, run: _Run, log_every: int) -> dict[str, Any]:
         settings = self.source.describe() | asdict(run.config) | {"log_every": log_every}
+        settings |= {"ranks": parallel.world()} if parallel.world() > 1 else {}
         return json.loads(json.dumps(settings))  # as it will be read again: tuples are lists
 
     @property
@@ -194,22 +205,30 @@ class _Grid:
             wanted = list(itertools.islice(parts, math.ceil(min(_SAMPLE, self.source.n_rows) / config.batch_size)))
         except BadActivations as error:
             raise InputError(str(error)) from None
-        return {site: torch.cat([part[site] for part in wanted]) for site in self.sites}
+        return {site: torch.cat(parallel.gathered(torch.cat([part[site] for part in wanted]))) for site in self.sites}
 
     def _batches(self, config: TrainConfig, first_step: int, device: torch.device) -> Iterator[Batch]:
         found = batches(self.source, self.sites, config.batch_size, seed=config.shuffle_seed, first_step=first_step)
         return ({site: x.to(device) for site, x in batch.items()} for batch in found)
 
     def _loop(
-        self, todo: list[_Run], device: torch.device, progress: bool, log_every: int, checkpoint_every: int
+        self,
+        todo: list[_Run],
+        device: torch.device,
+        progress: bool,
+        log_every: int,
+        log_to: str | None,
+        checkpoint_every: int,
     ) -> dict[str, Dictionary]:
-        """All steps that are left. Runs that a kill left at different steps wait for one another."""
+        """All steps that are left. Runs that a kill left at different steps wait for one another. Rank 0 writes."""
         for run in todo:
             if run.out and (checkpoint := files.load_checkpoint(run.out)):
                 run.trainer.restore(*checkpoint)
-            run.log = Log(run.out, run.trainer.step)
+            run.out = None if parallel.rank() else run.out
+            run.log = Log(run.out, run.trainer.step, log_to)
         config, start = todo[0].config, min(run.trainer.step for run in todo)
-        with Progress(progress, config.n_steps, start, config.batch_size, len(todo)) as bar:
+        title = "training" if len(todo) == 1 else f"training {len(todo)}"
+        with Progress(title, config.n_steps, progress and parallel.rank() == 0, done=start) as bar:
             steps = range(start, config.n_steps)
             for step, batch in zip(steps, self._batches(config, start, device), strict=False):
                 logged = (step + 1) % log_every == 0 or step + 1 == config.n_steps
@@ -218,7 +237,8 @@ class _Grid:
                         continue
                     report = run.trainer.update(*run.rows(batch))
                     if logged:
-                        bar.note(run.log.add(run.trainer, report))
+                        said = run.log.add(run.trainer, report)
+                        bar.note(f"steps  {said}  {bar.rate * config.batch_size:,.0f} tokens/s")
                     if run.out and (step + 1) % checkpoint_every == 0:
                         check_loss(run.trainer, report)
                         run.log.flush()
@@ -239,7 +259,7 @@ class _Grid:
             dead = run.trainer.silent > config.dead_tokens
             metrics |= {"train_dead": int(dead.sum()), "train_dead_after": config.dead_tokens}
             metrics |= {"train_tokens": run.trainer.step * config.batch_size}
-            run.log.flush()
+            run.log.close()
             files.save(dct, run.out)
             runs.write_json(run.out / "metrics.json", metrics)
         return dct
@@ -270,9 +290,11 @@ def check_loss(trainer: Trainer, report: Mapping[str, Tensor]) -> None:
 
 
 def find_device(name: str | None) -> torch.device:
-    """A device by name, the GPU where there is one and none is named; InputError where it is not there."""
+    """A device by name, the GPU where there is one and none is named (the rank's own); InputError where it is not
+    there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and parallel.world() > 1 else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'no device "{name}" here: {str(error).splitlines()[0]} Try --device cpu.') from None

@@ -91,6 +91,16 @@ def write_features(folder: Path) -> None:
         }  # fmt: skip
         for name, column in columns.items():
             file[f"examples/{name}"] = column
+        file["histogram/counts"], file["histogram/low"] = np.tile(np.arange(4), (8, 1)), np.zeros(8)
+        file["histogram/high"] = np.full(8, 5.0)
+        for by in ("cosine", "correlation"):
+            file[f"neighbours/{by}/latent"], file[f"neighbours/{by}/value"] = (
+                np.tile([3, 5], (8, 1)),
+                np.full((8, 2), 0.5),
+            )
+        for name, effect in (("raised", 2.0), ("lowered", -2.0)):
+            file[f"logits/{name}/token"] = np.tile([0, 1, 5], (8, 1))
+            file[f"logits/{name}/effect"] = np.full((8, 3), effect)
         file["text/bytes"] = np.frombuffer(b"".join(text), np.uint8)
         file["text/start"] = np.cumsum([0, *map(len, text)])
 
@@ -228,6 +238,9 @@ def test_the_prompts_of_a_component_are_those_of_effects_h5(workspace):
 def test_features_lists_latents_and_shows_the_one_in_the_address(workspace):
     at = opened("features", sae="demo", feature="2")
     assert mounted(at, "token_strip")["label"] == "top examples of latent 2"
+    effects, *near = (table.value for table in at.dataframe[1:])
+    assert list(effects["effect"]) == [2.0] * 3 + [-2.0] * 3 and "↵" in list(effects["text"])
+    assert [list(table["latent"]) for table in near] == [[3, 5], [3, 5]]
     assert [metric.value for metric in at.metric[:3]] == ["32.0", "0.120", "95.0%"]
     table = at.dataframe[0].value
     assert list(table["latent"]) == [3, 1, 2, 4, 5, 6, 7]

@@ -47,6 +47,7 @@ def test_a_sentence_asks_for_what_stands_in_brackets():
         assert before.endswith(" to") and re.search(rf"\b{answer}\b", before)
         sentence = generated.agreement(rng, known)
         number = {noun: i for pair in generated.SINGULAR_PLURAL for i, noun in enumerate(pair)}
+        sentence = re.sub(r"^\w+ (the|a|that) \w+ (?=the )", "", sentence)  # "Near the bridge", before the subject
         subject = next(word for word in re.findall(r"\w+", sentence) if word in number)
         verb = re.search(r"\[ (\w+)\]", sentence)[1]
         assert verb in (("is", "was", "has", "does"), ("are", "were", "have", "do"))[number[subject]]
@@ -56,7 +57,6 @@ def test_the_names_used_are_single_tokens(bundled):
     assert all(len(bundled.to_tokens(" " + name, prepend_bos=False)) == 1 for name in words.NAMES)
 
 
-@pytest.mark.xfail(strict=True, reason="not reached yet: measured .620 (ioi) and .496 (agreement), see the model card")
 @pytest.mark.parametrize(("task", "least"), [("ioi", 0.95), ("agreement", 0.90)])
 def test_accuracy_on_held_out_names_and_templates(bundled, task, least):
     from interp.bundled.evaluate import task_accuracy

@@ -110,6 +110,32 @@ def test_examples_show_their_context(features, dense, tiny_store, tiny_model):
                 assert example.position == tiny_store.position[:][example.row]
 
 
+def test_search_finds_the_latents_whose_top_examples_are_at_a_text(features):
+    table = features.search("MARY")
+    expected = {}
+    for latent in range(64):
+        top = features.of(latent, "top")
+        hits = [" mary" in row.tokens[row.token_index].lower() for row in top.itertuples()]
+        if any(hits):
+            expected[latent] = sum(hits) / len(hits)
+    assert dict(zip(table["latent"], table["share"], strict=True)) == pytest.approx(expected) and expected
+    assert table["share"].is_monotonic_decreasing and not len(features.search("no such text"))
+
+
+def test_search_finds_the_latents_that_raise_a_token(features):
+    from interp.errors import UnknownName
+
+    table, expected = features.search("a", by="raised"), {}
+    for latent in range(64):
+        effects = features.logits(latent)
+        raised = effects[effects["effect"] > 0]["text"].head(len(effects) // 2)
+        if any("a" in text.lower() for text in raised):
+            expected[latent] = sum("a" in text.lower() for text in raised) / (len(effects) // 2)
+    assert dict(zip(table["latent"], table["share"], strict=True)) == pytest.approx(expected) and expected
+    with pytest.raises(UnknownName, match="Nearest: raised"):
+        features.search("a", by="raise")
+
+
 def test_histogram_counts_every_firing(features, dense, dct):
     for latent in range(64):
         values = dense[dense[:, latent] != 0, latent].astype(np.float64)

@@ -303,3 +303,58 @@ def test_training_without_out_writes_nothing_and_gives_the_same_weights(straight
     assert list(tmp_path.iterdir()) == []
     for name, value in sae.load(straight).named_parameters():
         assert torch.equal(value, getattr(dct, name))
+
+
+def test_the_lines_of_the_log_go_to_tensorboard_too_once_each(tiny_store, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import sae
+    from sae.trainer import Trainer
+
+    update = Trainer.update
+
+    def stopping(self, *x):
+        if self.step == 25:
+            raise KeyboardInterrupt
+        return update(self, *x)
+
+    out, how = tmp_path / "logged", {"log_to": "tensorboard", "checkpoint_every": 10}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "update", stopping)
+        sae.train(tiny_store, **SETTINGS, **QUIET, **how, out=out)
+    sae.train(tiny_store, **SETTINGS, **QUIET, **how, out=out)
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    with open(out / "train_log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "fvu", "l0", "dead"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        assert told == [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows]
+
+
+def test_the_lines_of_the_log_go_to_weights_and_biases_too(tiny_store, tmp_path, monkeypatch):
+    import types
+
+    import sae
+    from sae import logs
+
+    told, ended = {}, []
+    run = types.SimpleNamespace(log=lambda numbers, step: told.update({step: numbers}), finish=lambda: ended.append(1))
+    fake = types.SimpleNamespace(init=lambda **how: told.update({"name": how["name"]}) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(logs, "find_spec", lambda name: fake)
+    sae.train(tiny_store, **SETTINGS, **QUIET, log_to="wandb", out=tmp_path / "logged")
+    assert told.pop("name") == "logged" and list(told) == list(range(5, 61, 5)) and ended == [1]
+    assert set(told[60]) == {"loss", "fvu", "aux", "l0", "dead", "lr"}
+
+
+@pytest.mark.parametrize(("to", "said"), [("tensorbord", "Nearest: tensorboard"), ("wandb", "pip install wandb")])
+def test_a_logger_that_is_not_there_is_named_before_anything_is_written(tiny_store, tmp_path, monkeypatch, to, said):
+    import sae
+    from interp.errors import InputError
+    from sae import logs
+
+    monkeypatch.setattr(logs, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=said):
+        sae.train(tiny_store, **SETTINGS, **QUIET, log_to=to, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -192,7 +192,7 @@ def test_a_model_whose_blocks_do_something_else_when_called_again_takes_the_slow
     from interp.causal.resuming import short_cuts
 
     tokens = torch.randint(1, 200, (2, 8))
-    assert short_cuts(tiny_model, tokens).why == ""
+    assert short_cuts(tiny_model, tokens[:, :7]).why == ""
     counts = iter(range(1000))
     slope = torch.linspace(0, 1, tiny_model.d_model)  # a constant, or a factor, the last norm would take out again
     handle = tiny_model.plain_blocks[1].register_forward_hook(
@@ -256,11 +256,24 @@ def test_free_memory_sets_the_stack_within_bounds(tiny_model, monkeypatch):
     assert sweeps.tokens_at_once(tiny_model, 8) == 8
 
 
-def test_a_log_gets_lines_with_the_time_left(capsys):
-    from interp.causal.sweeps import progress
+@pytest.mark.parametrize("logits", [True, False])
+def test_what_is_watched_on_the_plain_model_is_what_hooks_capture(model, logits):
+    from interp.decoder.hooks import captured, watch
 
-    with progress("ablating", 40, True) as advance:
-        for _ in range(20):
-            advance(2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 10 and lines[-1].startswith("ablating: 40 of 40") and "left" in lines[0]
+    sites = [f"blocks.{layer}.hook_resid_{side}" for layer in range(model.n_layers) for side in ("pre", "post")]
+    tokens, seen = torch.randint(1, 200, (3, 9), generator=torch.Generator().manual_seed(0)), {}
+    with torch.no_grad(), captured(model, sites) as cache:
+        expected = model(tokens)
+    with torch.no_grad():
+        found = watch(
+            model, tokens, {site: lambda x, s=site: seen.update({s: x.clone()}) for site in sites}, logits=logits
+        )
+    assert set(seen) == set(sites)
+    for site in sites:
+        torch.testing.assert_close(seen[site], cache[site], rtol=1e-5, atol=1e-5)
+    if logits:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert found is None
+    assert model.plain.config._attn_implementation == "eager"
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.plain_blocks)

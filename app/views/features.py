@@ -21,6 +21,12 @@ MEASURES = {
     "ce_recovered_mean": ("CE recovered (mean)", "{:.1%}", "loss recovered, against mean ablation of the site"),
     "ce_recovered_zero": ("CE recovered (zero)", "{:.1%}", "loss recovered, against zero ablation of the site"),
 }
+EXAMPLES = {
+    "top": "The tokens where it fires most", "quantile": "Tokens from each fifth of its range",
+    "random": "Any tokens where it fires",
+}  # fmt: skip
+NEIGHBOURS = {"cosine": "Latents that write alike (cosine of decoder rows)",
+              "correlation": "Latents that fire together (correlation over tokens)"}  # fmt: skip
 SHOWN = 5000
 
 
@@ -84,7 +90,7 @@ def browse(focus: state.Focus, run: dict[str, Any], features: Features) -> None:
         else:
             st.text("No latent matches.")
             return
-        one_latent(latents[latents["latent"] == latent].iloc[0], features.of(latent))
+        one_latent(run["name"], features, latents[latents["latent"] == latent].iloc[0])
 
 
 def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
@@ -131,8 +137,9 @@ def matching(latents: pd.DataFrame, kind: str, wanted: str) -> pd.DataFrame:
     return latents[keep].sort_values("max_activation", ascending=False, kind="stable")
 
 
-def one_latent(latent: pd.Series, examples: pd.DataFrame) -> None:
-    st.subheader(f"Latent {latent['latent']}", anchor=False)
+def one_latent(name: str, features: Features, latent: pd.Series) -> None:
+    number = int(latent["latent"])
+    st.subheader(f"Latent {number}", anchor=False)
     density, fires, largest = st.columns(3)
     density.metric("density", f"{latent['density']:.3%}", help="share of tokens on which it fires")
     fires.metric("fires", f"{latent['n_fires']:,}", help="tokens of the store on which it fires")
@@ -140,13 +147,50 @@ def one_latent(latent: pd.Series, examples: pd.DataFrame) -> None:
     if latent["dead"]:
         st.text("Dead: it fired on no token of the store.")
         return
-    st.text("Top examples: the tokens where it fires most, in their context; blue from 0, one scale for all")
+    kind = st.radio("Examples", list(EXAMPLES), horizontal=True, key="example-kind")
+    st.text(f"{EXAMPLES[kind]}, in their context; blue from 0, one scale for all")
+    examples = features.of(number, kind)
     strips = [
         Strip(tokens=list(row["tokens"]), values=list(row["values"]), marked=int(row["token_index"]),
               head=f"{row['activation']:.2f}  seq {row['sequence']}:{row['position']}")
         for _, row in examples.iterrows()
     ]  # fmt: skip
-    token_strips(strips, key="examples", label=f"top examples of latent {latent['latent']}")
+    token_strips(strips, key="examples", label=f"{kind} examples of latent {number}")
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.text("How strongly it fires")
+        st.plotly_chart(features.figure(number), key="latent-histogram", config={"displayModeBar": False})
+    with right:
+        st.text("Tokens that its decoder row raises and lowers, in logits")
+        effects = features.logits(number)
+        if len(effects):
+            st.dataframe(
+                effects.assign(text=effects["text"].map(visible))[["text", "effect"]], key="latent-logits",
+                hide_index=True, height=320, column_config={"text": "token"},
+            )  # fmt: skip
+        else:
+            st.text("Its site has no direct way to the logits.")
+    for side, (by, meaning) in zip(st.columns(2, gap="large"), NEIGHBOURS.items(), strict=True):
+        with side:
+            st.text(meaning)
+            neighbours(name, features, number, by)
+
+
+def neighbours(name: str, features: Features, number: int, by: str) -> None:
+    """The nearest latents; choosing one puts it into the address."""
+    near, tops = features.neighbours(number, by), features.latents.set_index("latent")["top_token_text"]
+    key = f"neighbours-{by}-{number}"
+
+    def pick() -> None:
+        chosen = st.session_state[key].selection.rows
+        if chosen and chosen[0] < len(near):
+            state.write_focus(sae=name, feature=int(near["latent"].iloc[chosen[0]]))
+
+    table = near.assign(top_token=near["latent"].map(tops).fillna("").map(visible))
+    st.dataframe(
+        table[["latent", "top_token", "value"]], key=key, on_select=pick, selection_mode="single-row", hide_index=True,
+        column_config={"top_token": "top token", "value": st.column_config.NumberColumn(by, format="%.3f")},
+    )  # fmt: skip
 
 
 page()

@@ -32,7 +32,7 @@ def task_accuracy(model: Model, name: str, n: int = 1000, seed: int = 1) -> dict
     prompt, pos, answer, wrong = task.reads()
     with torch.no_grad():
         logits = torch.cat([model(tokens)[i, at].cpu() for tokens, i, at in _batches(task.tokens(), prompt, pos)])
-    accuracy = METRICS["accuracy"](logits, answer, wrong, None).numpy()
+    accuracy = METRICS["accuracy"](logits, answer, wrong, None).double().numpy()
     (low,), (high,) = bootstrap(accuracy[None])
     return {"accuracy": float(accuracy.mean()), "low": float(low), "high": float(high),
             "loss": float(METRICS["loss"](logits, answer, wrong, None).mean()), "n": n}  # fmt: skip

@@ -21,6 +21,7 @@ from interp.decoder.loading import Model
 from interp.decoder.sites import Component, Group
 from interp.decoder.sites import components as select
 from interp.errors import InputError, UnknownSite, nearest
+from interp.progress import Progress
 
 N_RANDOM = 10
 """Random groups drawn for each group, of its size and kinds."""
@@ -179,7 +180,7 @@ def ablate(
     used = [parts[c] for number in dict(todo.places) for c in todo.targets[number].members]
     means = references.Means(model, reference or task, used) if bases & {"mean", "mean-all"} else None
     values, slow = {}, ""
-    with sweeps.progress("ablating", len(todo.methods) * len(todo.places) * len(task), progress) as advance:
+    with Progress("ablating", len(todo.methods) * len(todo.places) * len(task), progress) as bar:
         for name in todo.methods:
             base, held = split_method(name)
             new = {part: _replacement(base, part, means, task.length) for part in dict.fromkeys(used)}
@@ -189,7 +190,7 @@ def ablate(
             ]
             found = sweeps.sweep(
                 model, task, rows, metrics=todo.metrics, donors=_donors(task, base, seed), classes=classes,
-                advance=advance, finished=finished, name=name,
+                advance=bar.advance, finished=finished, name=name,
             )  # fmt: skip
             values |= {(name, metric_name): array for metric_name, array in found.values.items()}
             slow = found.slow_because

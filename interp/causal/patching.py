@@ -25,6 +25,7 @@ from interp.decoder.loading import Model
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, Component, expand, layer_of, short
 from interp.decoder.sites import components as select
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
+from interp.progress import Progress
 
 METHODS = ("denoise", "noise")
 
@@ -131,9 +132,9 @@ def patch(
     todo = todo if shard is None else todo.shard(*shard)
     source, target = ("clean", "corrupted") if method == "denoise" else ("corrupted", "clean")
     rows = [Intervention((Write(place.part, None, place.where),)) for place in todo.places]
-    with sweeps.progress("patching", len(rows) * len(task), progress) as advance:
+    with Progress("patching", len(rows) * len(task), progress) as bar:
         found = sweeps.sweep(
-            model, task, rows, metrics=todo.metrics, which=target, donors=task.tokens(source), advance=advance,
+            model, task, rows, metrics=todo.metrics, which=target, donors=task.tokens(source), advance=bar.advance,
             finished=finished,
         )  # fmt: skip
     other = sweeps.sweep(model, task, [], metrics=todo.metrics, which=source)

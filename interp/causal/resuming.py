@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -244,9 +245,20 @@ _CALLED_ANOTHER_WAY = (RuntimeError, TypeError, ValueError, AttributeError, Inde
 """What blocks raise that cannot be called as here."""
 
 
+_ALLOWED: WeakKeyDictionary[Model, dict[int, ShortCuts]] = WeakKeyDictionary()
+"""What was found for a model and a number of positions."""
+
+
 def short_cuts(model: Model, tokens: Int[Tensor, "prompt pos"]) -> ShortCuts:
-    """Which short cuts give what the model itself gives, tried on two of the prompts with nothing changed."""
-    tokens = tokens[:2]
+    """Which short cuts give what the model itself gives, tried once for a length on two of the prompts with nothing
+    changed."""
+    known = _ALLOWED.setdefault(model, {})
+    if tokens.shape[1] not in known:
+        known[tokens.shape[1]] = _try_short_cuts(model, tokens[:2])
+    return known[tokens.shape[1]]
+
+
+def _try_short_cuts(model: Model, tokens: Int[Tensor, "prompt pos"]) -> ShortCuts:
     half, last = tokens.shape[1] // 2, tokens.shape[1] - 1
     with torch.no_grad():
         wanted = model(tokens)

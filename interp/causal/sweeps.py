@@ -13,16 +13,13 @@ computed.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from interp.causal.finished import Finished
@@ -49,32 +46,6 @@ class Found:
     values: Mapping[str, np.ndarray]
     baseline: Mapping[str, np.ndarray]
     slow_because: str = ""
-
-
-@contextmanager
-def progress(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal, a line every tenth in a log; a call advances it."""
-    done, said = 0, 0
-    if show and not sys.stderr.isatty():
-        started = time.monotonic()
-
-        def line(n: int = 1) -> None:
-            nonlocal done, said
-            done += n
-            if (tenths := 10 * done // max(total, 1)) > said:
-                said, gone = tenths, time.monotonic() - started
-                left = gone / done * (total - done)
-                print(f"{title}: {done:,} of {total:,}, {gone:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, disable=not show, transient=True, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda n=1: bar.advance(task, n)
 
 
 def activations(

@@ -27,6 +27,7 @@ from interp.data.tasks import Task
 from interp.decoder.loading import Model
 from interp.decoder.sites import MODEL_SITES
 from interp.errors import InputError, UnknownSite, nearest
+from interp.progress import Progress
 
 SITES = ("resid_post", "attn_out", "mlp_out", "resid_pre", "resid_mid")
 
@@ -123,13 +124,13 @@ def trace(
     generator = torch.Generator().manual_seed(seed)
     restored: dict[str, np.ndarray] = {}
     noised: dict[str, np.ndarray] = {}
-    with sweeps.progress("tracing", draws * (len(todo.places) + 1) * len(task), progress) as advance:
+    with Progress("tracing", draws * (len(todo.places) + 1) * len(task), progress) as bar:
         for draw in range(draws):
             drawn = torch.randn(*todo.where.shape, model.d_model, generator=generator) * sigma * todo.where[..., None]
             broken = Noise(Whole(MODEL_SITES["embed"]), torch.zeros(()), noise=drawn)
             found = sweeps.sweep(
                 model, task, [Intervention((broken, *writes)) for writes in ((), *todo.restored)],
-                metrics=todo.metrics, donors=task.tokens("clean"), advance=advance, finished=finished,
+                metrics=todo.metrics, donors=task.tokens("clean"), advance=bar.advance, finished=finished,
                 name=f"draw {draw}",
             )  # fmt: skip
             for name, values in found.values.items():

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from interp import runs
 from interp.cli import options
 from interp.cli.sae import find
 from interp.decoder.sites import short
+from interp.progress import Progress
 
 app = typer.Typer(help="Activation stores.", no_args_is_help=True)
 
@@ -75,9 +75,8 @@ def verify(name: Name, workspace: options.Workspace = options.WORKSPACE) -> None
 
     path = find(workspace, "stores", name)
     size = sum(file.stat().st_size for file in path.glob("shard-*.h5"))
-    with Progress(transient=True) as bar:
-        task = bar.add_task("verifying", total=size)
-        found = verify(path, progress=lambda n: bar.advance(task, n))
+    with Progress("verifying bytes", size) as bar:
+        found = verify(path, progress=bar.advance)
     for damage in found:
         print(damage)
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ class Config(BaseModel):
     device: str | None = None
     dtype: str = "float32"
     log_every: int = 10
+    log_to: str | None = None
     checkpoint_every: int = 200
     n_tokens: int | None = None
     batch_size: int | None = None
@@ -68,7 +70,7 @@ class Config(BaseModel):
 
 
 _OURS = ("store", "model", "text", "context", "out", "workspace", "overwrite", "device", "dtype", "log_every",
-         "checkpoint_every")  # fmt: skip
+         "log_to", "checkpoint_every")  # fmt: skip
 _SINGLE = ("n_tokens", "batch_size", "shuffle_seed", "held_out", "prefixes")
 
 
@@ -154,6 +156,7 @@ def train(
     seed: Annotated[str | None, typer.Option(help="Of the first weights; 0.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Of the order of the rows; 0.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of train_log.csv; 10.")] = None,
+    log_to: Annotated[str | None, typer.Option(help="tensorboard or wandb: the lines go there too.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 200.")] = None,
     out: options.Out = None,
     workspace: Annotated[str | None, typer.Option(help="The folder with runs/, stores/ and saes/.")] = None,
@@ -185,7 +188,9 @@ def train(
         from interp.decoder.loading import load_model
 
         source = load_model(c.model, device=c.device)
-    how = {name: getattr(c, name) for name in ("device", "overwrite", "log_every", "checkpoint_every", "context")}
+    how = {
+        name: getattr(c, name) for name in ("device", "overwrite", "log_every", "log_to", "checkpoint_every", "context")
+    }
     if c.model is not None:
         how["text"] = c.text or "bundled"
     if list(grid) == [""]:
@@ -193,7 +198,8 @@ def train(
     else:
         named = {folders[name].name: settings for name, settings in grid.items()}
         sae.train_grid(source, named, out=target.parent, **how)
-    _report(list(folders.values()), workspace)
+    if os.environ.get("RANK", "0") == "0":
+        _report(list(folders.values()), workspace)
 
 
 def _report(folders: list[Path], workspace: Path) -> None:

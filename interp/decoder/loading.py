@@ -85,6 +85,20 @@ class Model:
             stack.callback(setattr, config, "_attn_implementation", before) if before else None
             yield
 
+    def plain_pass(
+        self, tokens: Int[Tensor, "prompt pos"], *, logits: bool = True
+    ) -> Float[Tensor, "prompt pos d_vocab"] | None:
+        """A forward pass of the plain model, attention fused; with `logits` False the head is left out."""
+        config = self.plain.config
+        before = config._attn_implementation
+        with self.lock:
+            config._attn_implementation = "sdpa" if before == "eager" and self.plain._supports_sdpa else before
+            try:
+                out = (self.plain if logits else self.plain.base_model)(tokens.to(self.device), use_cache=False)
+                return out.logits if logits else None
+            finally:
+                config._attn_implementation = before
+
     @property
     def device(self) -> torch.device:
         return next(self.bridge.parameters()).device

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from interp import runs
@@ -27,6 +22,7 @@ from interp.decoder.hooks import watch
 from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError, NotFinite, nearest
+from interp.progress import Progress
 from interp.store import format
 from interp.store.manifest import close, read_description, read_manifest, write_description
 from interp.store.reading import Store
@@ -37,42 +33,6 @@ SHARD_BYTES = 128 * 2**20
 """A shard's size per hook point, at most..."""
 SLOT_BYTES = 512 * 2**20
 """...and of all its hook points together: three such buffers are in memory."""
-
-
-class Progress:
-    """A bar on a terminal (tokens, tokens/s, bytes, time left), a line every ten seconds elsewhere."""
-
-    def __init__(self, shown: bool, n_tokens: int | None, done: int, row_bytes: int):
-        console = Console(stderr=True)
-        self.lines, self.row_bytes, self.n_tokens = shown and not console.is_terminal, row_bytes, n_tokens
-        self.done, self.started, self.said = done, time.monotonic(), time.monotonic()
-        self.first = done
-        self.bar = rich.progress.Progress(
-            TextColumn("recording"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
-            console=console, transient=True, disable=not shown or self.lines,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=n_tokens, completed=done, told="")
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, n: int, report: dict[str, Any]) -> None:
-        """`n` more tokens; how many there will be is told by the share of the text that was read."""
-        self.done += n
-        share = report["bytes"] / max(1, report["bytes_total"])
-        total = self.n_tokens or int(self.done / share if share else self.done)
-        now = time.monotonic()
-        rate = (self.done - self.first) / max(now - self.started, 1e-9)
-        told = f"{self.done:,} tokens  {rate:,.0f}/s  {self.done * self.row_bytes / 2**20:,.0f} MiB"
-        self.bar.update(self.task, completed=self.done, total=max(total, self.done), told=told)
-        if self.lines and now - self.said > 10:
-            self.said = now
-            left = max(total - self.done, 0) / max(rate, 1e-9)
-            print(f"recording: {told}, about {left:,.0f} s left", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -186,11 +146,9 @@ def _record(
         size = config["batch_size"] or _fitting_batch(model, wanted, settings.context)
         description = _description(model, wanted, settings, config) | {"batch_size": size}
         write_description(out, description)
-    shapes, done = wanted.shapes(model, settings.context), read_manifest(out).shards
-    row_bytes = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in shapes.values())
-    start = sum(shard.rows for shard in done)
+    start = sum(shard.rows for shard in read_manifest(out).shards)
     with (
-        Progress(progress, settings.n_tokens, start, row_bytes) as bar,
+        Progress("recording", settings.n_tokens, progress, done=start) as bar,
         Ring(out, lambda: _slot(wanted, model, config, settings), compression=config["compression"]) as ring,
     ):
         recorder = _Recorder(model, wanted, settings, description)
@@ -248,6 +206,8 @@ class _Recorder:
 
     def __init__(self, model: Model, wanted: Wanted, settings: TextSettings, description: dict[str, Any]):
         self.model, self.wanted, self.settings, self.description = model, wanted, settings, description
+        shapes = wanted.shapes(model, settings.context).values()
+        self.row_bytes = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in shapes)
         self.side = torch.cuda.Stream() if model.device.type == "cuda" else None
 
     def fill(self, slot: Slot, part: Windows, last: bool, bar: Progress) -> Callable[[], dict[str, Any]]:
@@ -263,7 +223,7 @@ class _Recorder:
         size = self.description["batch_size"]
         for chosen in [order[i : i + size] for i in range(0, len(order), size)]:
             self._pass(slot, part, chosen, starts, sums)
-            bar.advance(int(part.lengths[chosen].sum()), part.report)
+            self._tell(bar, int(part.lengths[chosen].sum()), part.report)
         copied = torch.cuda.Event() if self.side else None
         if copied is not None:
             copied.record(self.side)
@@ -277,6 +237,13 @@ class _Recorder:
             return self._shard(slot, part, last, starts, sums)
 
         return write
+
+    def _tell(self, bar: Progress, n: int, report: dict[str, Any]) -> None:
+        """`n` more tokens; how many there will be, where that was not asked for, by the share of the text read."""
+        done, share = bar.done + n, report["bytes"] / max(1, report["bytes_total"])
+        total = self.settings.n_tokens or int(done / share if share else done)
+        bar.note(f"tokens  {bar.rate:,.0f}/s  {done * self.row_bytes / 2**20:,.0f} MiB")
+        bar.advance(n, total=max(total, done))
 
     def _pass(
         self, slot: Slot, part: Windows, chosen: np.ndarray, starts: np.ndarray, sums: dict[str, Sums]
