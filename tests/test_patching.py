@@ -26,7 +26,7 @@ def test_the_changed_position_alone_carries_everything_at_layer_0(tiny_model, pa
     same = [str(i) for i in range(pairs.length) if i not in changed]
     assert len(changed) == 1
     assert first[str(changed[0])] == pytest.approx(1, abs=1e-4)
-    np.testing.assert_allclose(first[same], 0, atol=1e-5)
+    np.testing.assert_allclose(first[same], 0, atol=1e-4)  # float32, over the difference of the two runs
 
 
 def test_patching_clean_into_clean_changes_nothing(tiny_model, pairs):
