@@ -27,7 +27,7 @@ from interp.causal.interventions import Intervention
 from interp.causal.resuming import CleanPass, ShortCuts, short_cuts, touches_norm
 from interp.causal.scoring import Scorer
 from interp.data.tasks import Task
-from interp.decoder.hooks import Edit, captured
+from interp.decoder.hooks import Edit, captured, watch
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_of, layer_site
 
@@ -86,7 +86,7 @@ def stacks(
     position they touch.
 
     A pass computes every copy from the first position of any, at most `most` positions in all. Once it has an eighth of
-    that, no copy is added with which more than an eighth of it would be computed for nothing.
+    that, no copy is added with which more than a sixteenth of it would be computed for nothing.
     """
     held = [tuple(sorted(intervention.frozen)) for intervention in interventions]
     order = sorted(range(len(interventions)), key=lambda row: (starts[row], held[row], firsts[row]))
@@ -95,7 +95,7 @@ def stacks(
         last = found[-1] if found else [row]
         positions = (len(last) + 1) * (length - firsts[last[0]])
         idle = sum(firsts[other] - firsts[last[0]] for other in (*last, row))
-        full = positions > most or (8 * positions > most and 8 * idle > positions)
+        full = positions > most or (8 * positions > most and 16 * idle > positions)
         if not found or full or (starts[last[0]], held[last[0]]) != (starts[row], held[row]):
             found.append([])
         found[-1].append(row)
@@ -134,7 +134,8 @@ def sweep(
         batch.donor_sites = sorted(
             {w.part.site for i in interventions for w in i.writes if w.new is None}, key=layer_of
         )
-        reference = batch.clean if which == "clean" else CleanPass(model, batch.cut(task.tokens("clean")), cuts)
+        other = which != "clean" and "kl" in metrics
+        reference = CleanPass(model, batch.cut(task.tokens("clean")), cuts) if other else batch.clean
         scorer.prepare(prompts, reference.final)
         for metric, scores in scorer.score(batch.clean.final[None], 0).items():
             baseline[metric][prompts.numpy()] = scores[0]
@@ -224,8 +225,13 @@ class _Batch:
         later = [site for site in self.donor_sites if layer_of(site) >= min(map(layer_of, wanted))]
         widest = max(self.model.d_model, self.model.d_mlp or 0) * len(self.prompts) * self.length
         sites = dict.fromkeys([*wanted, *later[: DONATED // widest]])
-        with torch.no_grad(), captured(self.model, list(sites)) as cache:
-            self.model(self.donors)
+        cache: dict[str, Tensor] = {}
+
+        def keep(site: str) -> Callable[[Tensor], None]:
+            return lambda value: cache.update({site: value.clone()})
+
+        with torch.no_grad():
+            watch(self.model, self.donors, {site: keep(site) for site in sites})
         return cache
 
     def _holds(self, intervention: Intervention, first: int) -> dict[str, Edit]:

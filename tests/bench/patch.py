@@ -81,7 +81,10 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=192, help="Of the loop; its time is scaled up to all places.")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
+    from interp import patch
+
     model, task = random_model(settings.device), random_pairs(settings.prompts, settings.length)
+    patch(model, task, site="11.resid_pre")
     layers, positions = range(12), range(settings.length)
     print(f"resid_pre by layer and position, {12 * settings.length} places")
     places = [(f"blocks.{layer}.hook_resid_pre", at, None) for layer in layers for at in positions]
