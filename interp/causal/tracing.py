@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from interp.causal.ablation import as_list
 from interp.causal.effects import Effects, about, build
 from interp.causal.finished import Finished
 from interp.causal.interventions import Intervention, Whole, Write
-from interp.causal.patching import positions_of, ticks, whole_sites
+from interp.causal.places import Row, positions_of, ticks, whole_sites
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -46,7 +45,7 @@ class Noise(Write):
 class Plan:
     """What `trace` will do: in each of `draws`, a pass of the noised prompts for every place."""
 
-    places: list[dict[str, Any]]
+    places: list[Row]
     restored: list[tuple[Write, ...]]
     """Of each place, the layers put back."""
     where: Bool[Tensor, "prompt pos"]

@@ -53,8 +53,8 @@ def loop(model, task, places) -> np.ndarray:
 def compare(model, task, places, settings, passes, repeats) -> None:
     from interp import patch
 
-    every = max(1, len(places) // passes)
-    shown = places[::every]
+    spread = np.linspace(0, len(places) - 1, min(passes, len(places))).astype(int)
+    shown = [places[number] for number in spread]
     loop(model, task, shown[:2])
     memory, ratios = [peak(model)], []
     for _ in range(repeats):  # turn about, so that a busy minute hits both
@@ -65,7 +65,7 @@ def compare(model, task, places, settings, passes, repeats) -> None:
         ratios.append(scale * wall_of_loop / wall)
         print(f"loop {scale * wall_of_loop:.1f} s, sweep {wall:.1f} s, ratio {ratios[-1]:.2f} "
               f"(of processor seconds {scale * work_of_loop / work:.2f})", flush=True)  # fmt: skip
-    found = effects.values["denoise", "logit_diff"][::every]
+    found = effects.values["denoise", "logit_diff"][spread]
     print(f"median ratio {statistics.median(ratios):.2f}; largest difference {np.abs(found - expected).max():.2e} "
           f"(logit differences up to {np.abs(expected).max():.2f})")  # fmt: skip
     print(f"peak memory {memory[0]:.0f} MB after two passes of the loop, {max(memory[1:]):.0f} MB after", flush=True)
