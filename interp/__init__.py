@@ -22,6 +22,7 @@ _HOMES = {
     "attribute": "interp.causal.atp",
     "find_circuit": "interp.causal.circuits",
     "Circuit": "interp.causal.circuits",
+    "trace": "interp.causal.tracing",
     "Effects": "interp.causal.effects",
     "InputError": "interp.errors",
 }

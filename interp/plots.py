@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,15 @@ import plotly.graph_objects as go
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
 """Metrics that rise when a model gets worse."""
 
-PATCHING = frozenset({"denoise", "noise"})
+PATCHING = {
+    "denoise": "normalized: 0 = as corrupted, 1 = as clean; blue = restores the clean answer",
+    "noise": "normalized: 1 = as clean, 0 = as corrupted; red = what was noised here was needed",
+    "trace": "normalized: 0 = as noised, 1 = as clean; blue = restores the clean answer",
+}
+"""Methods that carry activations between runs, and how to read their `normalized`."""
 
 RED, WHITE, BLUE = "rgb(178,24,43)", "rgb(247,247,247)", "rgb(33,102,172)"
-_COMPONENT = re.compile(r"L(\d+)(?:H(\d+)|\.(\w+))")
+_COMPONENT = re.compile(r"L(\d+)(?:H(\d+)(?:\.\w+)?|\.(\w+))")
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,12 @@ class Grid:
 def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "mean", normalized: bool = False) -> Scale:
     """The colours of some effects (or of some `normalized` values, of patching) on one metric."""
     method = method.removesuffix("-atp")
-    if normalized and method == "noise":
-        formula = "normalized: 1 = as clean, 0 = as corrupted; red = what was noised here was needed"
-        return Scale(_limit(np.asarray(values, float) - 1), formula, centre=1.0)
     if normalized:
-        return Scale(_limit(values), "normalized: 0 = as corrupted, 1 = as clean; blue = restores the clean answer")
+        centre = 1.0 if method == "noise" else 0.0  # what an unpatched run has
+        return Scale(_limit(np.asarray(values, float) - centre), PATCHING[method], centre=centre)
     lower = metric.partition("-")[0] in LOWER_IS_BETTER  # "loss-digit" is a loss
     if method in PATCHING:
-        start = "corrupted" if method == "denoise" else "clean"
+        start = {"denoise": "corrupted", "noise": "clean", "trace": "noised"}[method]
         worse = "red = moves away from the answer"
         return Scale(_limit(values), f"effect = patched - {start}; {worse}", red_is_positive=lower)
     formula = "effect = ablated - clean; red = the component helped"
@@ -144,10 +147,11 @@ def head_map(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def position_map(table: pd.DataFrame) -> go.Figure:
+def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) -> go.Figure:
     """Layer x position heat map of one method and metric: `normalized` where patching gives it, else the effect.
 
-    A click selects a point whose `customdata` is `component@position`.
+    `ticks`: position -> the token or label shown beside it. A click selects a point whose `customdata` is
+    `component@position`.
     """
     table = one_view(table)
     number = "normalized" if "normalized" in table else "effect"
@@ -161,8 +165,17 @@ def position_map(table: pd.DataFrame) -> go.Figure:
     first = table.iloc[0]
     colours = scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized")
     figure = _clickable(values, columns, rows, names, hover, colours)
+    if ticks:
+        shown = [f"{html.escape(_visible(ticks.get(column, '')))}<br>{html.escape(column)}" for column in columns]
+        figure.update_xaxes(ticktext=shown, tickangle=0 if len(columns) <= 16 else -60)
     figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
     return figure
+
+
+def _visible(token: str) -> str:
+    """A token as it can be read on an axis: a line break is an arrow, a long one is cut."""
+    text = token.replace("\n", "↵").strip(" ") or "␣"
+    return text if len(text) <= 12 else f"{text[:11]}…"
 
 
 def _clickable(
@@ -195,7 +208,8 @@ def _clickable(
                       "range": [len(rows) - 0.5, -0.5]},
         hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
         plot_bgcolor="rgb(200,200,200)",
-        height=max(260, 28 * len(rows) + 150), margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
+        height=max(260, (28 if len(rows) <= 40 else 14) * len(rows) + 150),
+        margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
         annotations=[_footnote(colours.formula)],
     )  # fmt: skip
     return figure
@@ -236,14 +250,20 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     return figure
 
 
-def effects(table: pd.DataFrame, *, method: str | None = None, metric: str | None = None) -> go.Figure:
+def effects(
+    table: pd.DataFrame,
+    *,
+    method: str | None = None,
+    metric: str | None = None,
+    ticks: Mapping[str, str] | None = None,
+) -> go.Figure:
     """The figure that suits a table of effects: layer x position, else layer x head, else ranked bars.
 
-    One method and one metric are drawn: those named, or the first of the table.
+    One method and one metric are drawn: those named, or the first of the table. `ticks` as of `position_map`.
     """
     table = one_view(table, method=method, metric=metric)
     if table["position"].astype(str).nunique() > 1 and table["component"].nunique() > 1:
-        return position_map(table)
+        return position_map(table, ticks)
     return ranked(table) if component_grid(table) is None else head_map(table)
 
 

@@ -21,7 +21,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding
 table{border-collapse:collapse;font-size:13px}td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}pre{background:#f5f5f5;padding:1em;overflow:auto;font-size:12px}
 """
-_SHOWN = ["component", "position", "effect", "ci_low", "ci_high", "q", "baseline", "value", "n"]
+_SHOWN = ["component", "position", "normalized", "effect", "ci_low", "ci_high", "q", "baseline", "value", "n"]
 N_ROWS = 30
 
 
@@ -34,7 +34,8 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
         parts.append(f"<h2>{escape.escape(f'{method}: {metric}')}</h2>")
         shown = rows[(rows.kind != "random") & rows.effect.notna()]
         if len(shown):
-            parts.append(figure_of(shown).to_html(full_html=False, include_plotlyjs=False))
+            figure = figure_of(shown, ticks=effects.about.get("ticks"))
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
         parts.append(_rows(shown))
         parts += _groups(rows)
     return _page(name, parts, run, effects.about.get("prompts"))
@@ -90,7 +91,8 @@ def _rows(rows: pd.DataFrame) -> str:
     order = rows.effect.abs().sort_values(ascending=False, kind="stable").index[:N_ROWS]
     left = len(rows) - len(order)
     more = f"<p>{left:,} more rows in effects.parquet.</p>" if left else ""
-    return _table(rows.loc[order, _SHOWN]) + more
+    columns = [column for column in _SHOWN if column in rows]
+    return _table(rows.loc[order, columns]) + more
 
 
 def _table(rows: pd.DataFrame) -> str:

@@ -18,7 +18,8 @@ def bundled():
 
 def test_the_tasks_words_and_templates_were_not_trained_on():
     from interp.bundled import generated
-    from interp.data.tasks import AGREEMENT_FRAMES, AGREEMENT_PREPOSITIONS, IOI_TEMPLATES
+    from interp.data.builtin.copying import IOI_TEMPLATES
+    from interp.data.builtin.grammar import AGREEMENT_FRAMES, AGREEMENT_PREPOSITIONS
 
     nouns = {noun for pair in words.NOUNS for noun in pair}
     trained = {noun for pair in generated.SINGULAR_PLURAL for noun in pair}

@@ -41,8 +41,9 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
 @pytest.mark.parametrize(
     "command",
     [
-        "demo", "record", "ablate", "patch", "app", "store info", "circuit find", "circuit score", "circuit show",
-        "circuit compare", "sae train", "sae eval", "sae features", "model info", "model check",
+        "demo", "record", "task", "ablate", "patch", "app", "store info", "circuit find", "circuit score",
+        "circuit show", "circuit compare", "sae train", "sae frontier", "sae eval", "sae features", "model info",
+        "model check",
     ],
 )  # fmt: skip
 def test_every_commands_help_has_an_example(command, capsys):
@@ -75,7 +76,8 @@ def test_flags_win_over_the_file(tiny_dir, prompts, tmp_path):
 
 
 def test_a_finished_run_is_kept_unless_overwrite_is_said(tiny_dir, prompts, tmp_path, capsys):
-    arguments = ["patch", "--model", str(tiny_dir), "--task", str(prompts), "--out", "p", "--workspace", str(tmp_path)]
+    arguments = ["ablate", "--model", str(tiny_dir), "--task", str(prompts), "--components", "L0H1"]
+    arguments += ["--out", "p", "--workspace", str(tmp_path)]
     assert main(arguments) == 0
     before = (tmp_path / "runs/p/run.json").read_bytes()
     capsys.readouterr()

@@ -86,7 +86,6 @@ def test_padding_does_not_reach_what_is_read(tiny_model):
         ({"answer": " shop"}, 'neither "clean"'),
         ({"clean": "a b"}, 'none of "answer"'),
         ({"clean": "a b", "answer": " Maryland and more"}, "answer is one token"),
-        ({"clean": "a", "corrupted": "a b c d", "answer": " shop"}, "must be of one length"),
         ({"clean_tokens": [1, 2], "answer_token": 99999}, "token 99999"),
         ({"clean_tokens": [1, 2], "targets": [[5, 1]]}, "positions go from 0 to 1"),
         ({"clean_tokens": [1, 2], "answer_token": 3, "positions": {"IO": 7}}, 'position "IO" is 7'),
@@ -112,3 +111,131 @@ def test_unknown_tasks_and_missing_files_name_the_nearest(tiny_model, tmp_path):
         load_task("iio", tiny_model)
     with pytest.raises(MissingFile, match="no file"):
         load_task(tmp_path / "none.jsonl", tiny_model)
+
+
+PAIRED = [
+    "ioi", "greater_than", "agreement", "simple_agreement", "docstring", "gendered_pronoun", "capital_country",
+    "coloured_objects", "mcqa",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_clean_and_corrupted_align_and_the_answers_are_single_tokens(bundled, name):
+    from interp import load_task
+
+    task = load_task(name, bundled, n=20, seed=2)
+    assert task.name == name and len(task) == 20 and not task.unaligned and "end" in task.labels
+    assert (task.tokens("clean") != task.tokens("corrupted")).any(1).all()
+    for p in task.prompts:
+        (read, answer), wrong = p.targets[0], p.wrong_token
+        assert read == p.positions["end"] == len(p.clean_tokens) - 1 and answer != wrong
+        assert all(text.strip() for text in bundled.token_text([answer, wrong]))
+    assert bool(task.dropped) == bool(task.note)
+
+
+def test_the_swap_corruption_of_ioi_makes_the_wrong_answer_right(bundled):
+    from interp import InputError, load_task
+
+    abc, swap = (load_task("ioi", bundled, n=20, corruption=kind) for kind in (None, "swap"))
+    assert [p.clean_tokens for p in abc.prompts] == [p.clean_tokens for p in swap.prompts]
+    for p in swap.prompts:
+        changed = [i for i, (a, b) in enumerate(zip(p.clean_tokens, p.corrupted_tokens, strict=True)) if a != b]
+        assert changed == [p.positions["S2"]] and p.corrupted_tokens[changed[0]] == p.targets[0][1]
+    with pytest.raises(InputError, match="Nearest: swap"):
+        load_task("ioi", bundled, corruption="swp")
+    with pytest.raises(InputError, match="only ioi"):
+        load_task("agreement", bundled, corruption="swap")
+
+
+def test_later_years_are_right_and_earlier_ones_wrong(bundled):
+    from interp import load_task
+
+    task = load_task("greater_than", bundled, n=30)
+    assert task.default_metric == "prob_diff"
+    for p in task.prompts:
+        start = int(bundled.token_text([p.clean_tokens[p.positions["start"]]])[0])
+        later, earlier = ([int(y) for y in bundled.token_text(ids)] for ids in (p.answers, p.wrong_answers))
+        assert 1 < start < min(later) and max(earlier) <= start and len(later) + len(earlier) == 100
+        assert p.targets[0][1] in p.answers and p.wrong_token in p.wrong_answers
+        assert bundled.token_text([p.corrupted_tokens[p.positions["start"]]]) == ["01"]
+
+
+def test_prob_diff_is_the_probability_of_all_right_answers_minus_that_of_all_wrong_ones(tiny_model):
+    from interp import ablate
+    from interp.data.tasks import Prompt, Task
+
+    sets = [([3, 4, 5], [6]), ([7], [8, 9])]
+    task = Task(
+        "sets", [Prompt([1, 2, 10 + i], [(2, a[0])], None, b[0], answers=a, wrong_answers=b)
+                 for i, (a, b) in enumerate(sets)]
+    )  # fmt: skip
+    found = ablate(tiny_model, task, components="L0H0").baseline
+    assert list(found) == ["prob_diff"]
+    with torch.no_grad():
+        p = tiny_model(task.tokens())[:, -1].softmax(-1)
+    expected = [(p[i, a].sum() - p[i, b].sum()).item() for i, (a, b) in enumerate(sets)]
+    assert found["prob_diff"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sets_of_answers_are_saved_and_read_back(bundled, tmp_path):
+    from interp import load_task
+
+    task = load_task("greater_than", bundled, n=3)
+    task.save(tmp_path / "prompts.jsonl", bundled)
+    assert load_task(tmp_path / "prompts.jsonl", bundled).prompts == task.prompts
+
+
+def test_a_model_without_the_words_is_told_what_is_missing(tiny_model):
+    from interp import InputError, load_task
+
+    with pytest.raises(InputError, match="numbers as single tokens"):
+        load_task("arithmetic", tiny_model)
+    task = load_task("ioi", tiny_model, n=3)
+    assert task.dropped > 0 and "names (" in task.note and "Elizabeth" in task.note
+
+
+def test_the_file_of_auto_circuit_is_read(tiny_model, tmp_path):
+    from interp import load_task
+
+    pair = {"clean": "When Mary and John", "corrupt": "When Anna and John", "answers": [" Mary"],
+            "wrong_answers": [" John"]}  # fmt: skip
+    path = tmp_path / "ioi_prompts.json"
+    path.write_text(json.dumps({
+        "prompts": [pair, pair | {"answers": [" Mary", " Anna"]}], "seq_labels": ["When", "IO", "and", "S1"],
+        "word_idxs": {"name": 1, "end": 3}, "note": "other keys of the file are its own",
+    }))  # fmt: skip
+    task = load_task(path, tiny_model)
+    one, two = task.prompts
+    assert tiny_model.token_text(one.clean_tokens)[one.positions["IO"]] == " Mary"
+    assert one.positions["name"] == one.positions["IO"] == 2 and one.positions["end"] == 4  # BOS stands before
+    assert one.answers == [] and len(two.answers) == 2 and two.wrong_answers == [two.wrong_token]
+    assert len(load_task(path, tiny_model, n=1)) == 1
+    ids = {"prompts": [{"clean": [1, 2, 3], "corrupt": [1, 4, 3], "answers": [5], "wrong_answers": [6]}]}
+    path.write_text(json.dumps(ids | {"word_idxs": {"changed": 1}}))
+    (read,) = load_task(path, tiny_model).prompts
+    assert (read.clean_tokens, read.targets, read.wrong_token) == ([1, 2, 3], [(2, 5)], 6)
+    assert read.positions == {"changed": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "Invalid JSON"),
+        ({"prompts": [{"clean": "a", "corrupt": "b", "answers": [" x"], "wrong": [" y"]}]}, "Nearest: wrong_answers"),
+        ({"prompts": []}, "no prompts"),
+        ({"pairs": []}, 'key "prompts"'),
+        (
+            {"prompts": [{"clean": "a", "corrupt": "b", "answers": [" shop store"]}]},
+            "pair 1: .* an answer is one token",
+        ),
+        ({"prompts": [{"clean": "a", "corrupt": "b", "answers": []}]}, "pair 1: none of"),
+    ],
+)
+def test_a_wrong_file_of_auto_circuit_is_named(tiny_model, tmp_path, content, message):
+    from interp import InputError, load_task
+
+    path = tmp_path / "prompts.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message) as error:
+        load_task(path, tiny_model)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

@@ -107,12 +107,15 @@ def one_result(focus: state.Focus) -> None:
 
 def figures(folder: Path) -> None:
     try:
-        table = state.effects(folder).table()
+        effects = state.effects(folder)
     except state.UNREADABLE as error:
         state.problem("The effects of this run cannot be read.", error)
         return
+    table, ticks = effects.table(), effects.about.get("ticks")
     for (method, metric), _ in table.groupby(["method", "metric"], sort=False):
-        st.plotly_chart(plots.effects(table, method=method, metric=metric), key=f"figure-{method}-{metric}")
+        st.plotly_chart(
+            plots.effects(table, method=method, metric=metric, ticks=ticks), key=f"figure-{method}-{metric}"
+        )
     st.dataframe(table, hide_index=True, column_config=state.number_columns(table))
 
 

@@ -32,6 +32,16 @@ def as_list(value: str | int | Sequence) -> list:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
 
 
+def part_of(rows: list, i: int, n: int) -> list:
+    """The `i`-th of `n` parts of the rows, i from 1. InputError where it has none."""
+    if not 1 <= i <= n:
+        raise InputError(f"shard {i}/{n} given: i goes from 1 to n.")
+    mine = rows[len(rows) * (i - 1) // n : len(rows) * i // n]
+    if not mine:
+        raise InputError(f"shard {i}/{n} has no row: there are {len(rows)}.")
+    return mine
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `ablate` will do: `targets` at `positions` ("all", an index or a label), by each of `methods`."""
@@ -45,12 +55,7 @@ class Plan:
 
     def shard(self, i: int, n: int) -> Plan:
         """The `i`-th of `n` parts of the rows, i from 1."""
-        if not 1 <= i <= n:
-            raise InputError(f"shard {i}/{n} given: i goes from 1 to n.")
-        rows = self.places[len(self.places) * (i - 1) // n : len(self.places) * i // n]
-        if not rows:
-            raise InputError(f"shard {i}/{n} has no row: there are {len(self.places)}.")
-        return replace(self, places=rows)
+        return replace(self, places=part_of(self.places, i, n))
 
     def cost(self, n_layers: int) -> tuple[int, float]:
         """Passes that a loop over the rows makes of all prompts, and what the sweep makes of them: a row that starts at
@@ -91,6 +96,8 @@ def plan(
         base, held = split_method(name)
         if base == "resample" and not task.has_corrupted:
             raise InputError(f'task "{task.name}" has prompts without "corrupted": use shuffle or mean, not resample.')
+        if base == "resample":
+            task.tokens("corrupted")  # InputError where the two prompts of a pair differ in length
         if "pattern" in held and not any(site.endswith("hook_pattern") for site in model.sites):
             raise InputError(f'attention patterns of "{model.name}" cannot be held: use {base}-frozen-ln.')
     scores.check(metrics, has_wrong=task.has_wrong, task=task.name)

@@ -27,7 +27,7 @@ from torch import Tensor
 from interp.causal import sweeps
 from interp.causal.edges import WRITTEN, Elsewhere, outputs, places_of, written_sites
 from interp.causal.graph import Graph
-from interp.data.metrics import METRICS, check
+from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
 from interp.decoder import parts
 from interp.decoder.hooks import Edit, captured, edited
@@ -55,6 +55,7 @@ def metric_value(model: Model, task: Task, prompts: Int[Tensor, " prompt"], metr
     """The metric as a differentiable function of the last hidden states of these prompts, the mean over a prompt's
     reads. `clean` are those of the clean run."""
     prompt, pos, answer, wrong = task.reads()
+    answer, wrong = task.answer_sets() if metric in OF_SETS else (answer, wrong)
     row = torch.full((len(task),), -1)
     row[prompts] = torch.arange(len(prompts))
     mine = row[prompt] >= 0

@@ -19,7 +19,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from interp import runs
-from interp.causal import search, sweeps
+from interp.causal import search
+from interp.causal.ability import check_ability
 from interp.causal.effects import about
 from interp.causal.finished import Finished
 from interp.causal.graph import Graph
@@ -238,7 +239,8 @@ def find_circuit(
     graph, metric = Graph.of(model), metric or task.default_metric
     if n_edges is not None and not 1 <= n_edges <= len(graph.edges):
         raise InputError(f'{n_edges} edges given: "{model.name}" has {len(graph.edges):,}.')
-    check_able(model, task, force)
+    if not force:
+        check_ability(model, task)
     settings = {
         "method": method,
         "metric": metric,
@@ -262,17 +264,6 @@ def find_circuit(
     if n_edges is None and threshold is not None:
         return circuit.above(threshold, absolute=absolute)
     return circuit.top(n_edges or min(len(graph.edges), max(LEAST, round(SHARE * len(graph.edges)))))
-
-
-def check_able(model: Model, task: Task, force: bool = False) -> None:
-    """InputError where the model prefers the wrong answers: what no circuit does cannot be found."""
-    if task.has_wrong and not force:
-        mean = float(sweeps.sweep(model, task, [], metrics=["logit_diff"]).baseline["logit_diff"].mean())
-        if mean <= 0:
-            raise InputError(
-                f'"{model.name}" cannot do "{task.name}": the mean logit difference is {mean:+.3f}, and has to be '
-                "above 0. Use --force (force=True) to go on all the same."
-            )
 
 
 def _searched(

@@ -53,7 +53,7 @@ class Effects:
         """A map of the effects: layer x head, layer x position, or bars."""
         from interp.plots import effects
 
-        return effects(self.rows[self.rows.kind != "random"])
+        return effects(self.rows[self.rows.kind != "random"], ticks=self.about.get("ticks"))
 
     def of(self, method: str, metric: str) -> np.ndarray:
         """Effect of each row on each prompt, float64 [row, prompt]."""
@@ -157,7 +157,11 @@ def build(
 def about(model: Any, task: Any, seed: int, **more: Any) -> dict[str, Any]:
     """What a result says of itself: the model with its processing, the task and a digest of its prompts, seed,
     versions."""
-    prompts = [[p.clean_tokens, p.corrupted_tokens, [list(t) for t in p.targets], p.wrong_token] for p in task.prompts]
+    prompts = [
+        [p.clean_tokens, p.corrupted_tokens, [list(t) for t in p.targets], p.wrong_token]
+        + ([p.answers, p.wrong_answers] if p.answers else [])
+        for p in task.prompts
+    ]
     digest = "sha256:" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     return {"model": model.provenance(), "task": task.name, "prompts": digest, "seed": seed,
             "versions": runs.versions(), **more}  # fmt: skip
@@ -173,4 +177,8 @@ def join(parts: Sequence[Effects], *, seed: int) -> Effects:
     one = [part.rows[(part.rows.method == method) & (part.rows.metric == metric)] for part in parts]
     places = pd.concat(one)[PLACE].to_dict("records")
     values = {key: np.concatenate([part.values[key] for part in parts]) for key in first.values}
-    return build(places, values, first.baseline, seed=seed, about=first.about)
+    whole = build(places, values, first.baseline, seed=seed, about=first.about)
+    if "normalized" in first.rows:
+        by_method = [part.rows[(part.rows.method == m) & (part.rows.metric == k)] for m, k in values for part in parts]
+        whole.rows["normalized"] = pd.concat(by_method)["normalized"].to_numpy()
+    return whole

@@ -98,19 +98,19 @@ class CleanPass:
         from `first` on. Where edits are of the last layer norm (`touches_norm`), it has been applied.
         """
         model, bridge = self.model, self.model.bridge
-        layers = {layer_of(site) for site in edits}
         read = None if touches_norm(edits) else read
         here = self._starts_halfway(edits)
         if here is not None:
             edits = dict(edits)
-            inner = self._from(here, edits.pop(here), stack, first, read)
+            inner = self._entered(here, edits.pop(here), stack, first, read)
+        layers = {layer_of(site) for site in edits}
         with torch.no_grad(), edited(model, edits):
             if not self.resumes:
                 hidden, start = self._whole(stack), model.n_layers
             elif -1 in layers:
                 hidden, start = bridge(self.tokens.repeat(stack, 1), stop_at_layer=0)[:, first:], 0
             elif here is not None:
-                hidden, start = inner, layer_of(here) + 1
+                hidden, start = inner
             else:
                 start = min(layers, default=model.n_layers - 1)
                 hidden = self._hidden(start)[:, first:].repeat(stack, 1, 1)
@@ -130,7 +130,16 @@ class CleanPass:
             return None
         start = min(map(layer_of, edits))
         sites = [site for site in edits if layer_of(site) == start]
-        return sites[0] if len(sites) == 1 and _kind(sites[0]) in self.halfway else None
+        return sites[0] if len(sites) == 1 and _kind(sites[0]) in self.halfway | _BETWEEN else None
+
+    @torch.no_grad()
+    def _entered(self, site: str, edit: Edit, stack: int, first: int, read: int | None) -> tuple[Tensor, int]:
+        """The changed residual stream before a block, and which block that is. Between blocks it is changed as it
+        stands."""
+        start = layer_of(site) + (_kind(site) != "resid_pre")
+        if _kind(site) not in _BETWEEN:
+            return self._from(site, edit, stack, first, read), start
+        return edit(self._hidden(start)[:, first:].repeat(stack, 1, 1)), start
 
     @torch.no_grad()
     def _from(self, site: str, edit: Edit, stack: int, first: int, read: int | None) -> Tensor:
@@ -230,6 +239,9 @@ class CleanPass:
         if value.ndim > 1 and value.shape[0] == self.n_prompts > 1:
             value = value.repeat(stack, *[1] * (value.ndim - 1))
         return value
+
+
+_BETWEEN = frozenset({"resid_pre", "resid_post"})
 
 
 def _kind(site: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.data.metrics import METRICS
+from interp.data.metrics import METRICS, OF_SETS
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
 
@@ -23,6 +23,7 @@ class Scorer:
         self.model, self.metrics, self.classes = model, list(metrics), dict(classes)
         self.names = [*metrics, *(f"{metric}-{label}" for label in classes for metric in metrics)]
         self.prompt, self.pos, self.answer, self.wrong = task.reads()
+        self.all_right, self.all_wrong = task.answer_sets()
         pairs_only = {"logit_diff", "accuracy"} if bool((self.wrong >= 0).all()) else set()
         self.pairs = set(metrics) <= pairs_only
 
@@ -34,6 +35,7 @@ class Scorer:
         mine = (row[self.prompt] >= 0).nonzero()[:, 0]
         self.row, self.at = row[self.prompt[mine]].to(device), self.pos[mine].to(device)
         self.right, self.other = self.answer[mine].to(device), self.wrong[mine].to(device)
+        self.sets = self.all_right[mine].to(device), self.all_wrong[mine].to(device)
         self.n_prompts = len(prompts)
         self.only_read = int(self.at[0]) if bool((self.at == self.at[0]).all()) else None
         self.first_read = int(self.at.min())
@@ -63,7 +65,8 @@ class Scorer:
                 logits = self.model.head(reads[part], normalized=normalized).float()
             clean = self._clean_logits(which) if "kl" in self.metrics else None
             for metric in self.metrics:
-                scores[metric].append(METRICS[metric](logits, answer, wrong, clean).float())
+                asked = [s[which] for s in self.sets] if metric in OF_SETS else (answer, wrong)
+                scores[metric].append(METRICS[metric](logits, *asked, clean).float())
         found = {}
         for name, mask in zip([None, *self.classes], self.masks, strict=True):
             for metric in self.metrics:

@@ -27,7 +27,7 @@ from interp.causal.interventions import Intervention
 from interp.causal.resuming import CleanPass, ShortCuts, short_cuts, touches_norm
 from interp.causal.scoring import Scorer
 from interp.data.tasks import Task
-from interp.decoder.hooks import Edit, captured
+from interp.decoder.hooks import Edit, captured, watch
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_of, layer_site
 
@@ -80,16 +80,23 @@ def batches(task: Task, tokens: int) -> list[Int[Tensor, " prompt"]]:
 
 
 def stacks(
-    interventions: Sequence[Intervention], starts: Sequence[int], firsts: Sequence[int], size: int
+    interventions: Sequence[Intervention], starts: Sequence[int], firsts: Sequence[int], length: int, most: int
 ) -> list[list[int]]:
-    """Which interventions share a pass: those that start at the same layer and hold the same things, `size` at most, by
-    the first position they touch."""
+    """Which interventions share a pass: those that start at the same layer and hold the same things, by the first
+    position they touch.
+
+    A pass computes every copy from the first position of any, at most `most` positions in all. Once it has an eighth of
+    that, no copy is added with which more than a sixteenth of it would be computed for nothing.
+    """
     held = [tuple(sorted(intervention.frozen)) for intervention in interventions]
     order = sorted(range(len(interventions)), key=lambda row: (starts[row], held[row], firsts[row]))
     found: list[list[int]] = []
     for row in order:
-        last = found[-1][0] if found else None
-        if last is None or len(found[-1]) == size or (starts[last], held[last]) != (starts[row], held[row]):
+        last = found[-1] if found else [row]
+        positions = (len(last) + 1) * (length - firsts[last[0]])
+        idle = sum(firsts[other] - firsts[last[0]] for other in (*last, row))
+        full = positions > most or (8 * positions > most and 16 * idle > positions)
+        if not found or full or (starts[last[0]], held[last[0]]) != (starts[row], held[row]):
             found.append([])
         found[-1].append(row)
     return found
@@ -127,13 +134,14 @@ def sweep(
         batch.donor_sites = sorted(
             {w.part.site for i in interventions for w in i.writes if w.new is None}, key=layer_of
         )
-        reference = batch.clean if which == "clean" else CleanPass(model, batch.cut(task.tokens("clean")), cuts)
+        other = which != "clean" and "kl" in metrics
+        reference = CleanPass(model, batch.cut(task.tokens("clean")), cuts) if other else batch.clean
         scorer.prepare(prompts, reference.final)
         for metric, scores in scorer.score(batch.clean.final[None], 0).items():
             baseline[metric][prompts.numpy()] = scores[0]
-        size = max(1, limit // (len(prompts) * batch.length))
-        firsts = [batch.first(intervention) for intervention in interventions]
-        for k, rows in enumerate(stacks(interventions, starts, firsts, size)):
+        most = max(batch.length, limit // len(prompts))
+        firsts = [batch.first(intervention, scorer) for intervention in interventions]
+        for k, rows in enumerate(stacks(interventions, starts, firsts, batch.length, most)):
             piece = f"{name}/{number}/{k}"
             if piece in finished:
                 found = finished.get(piece)
@@ -175,14 +183,13 @@ class _Batch:
     def cut(self, tokens: Tensor) -> Tensor:
         return tokens[self.prompts, : self.length]
 
-    def first(self, intervention: Intervention) -> int:
-        """The first position that an intervention changes in any of these prompts."""
+    def first(self, intervention: Intervention, scorer: Scorer) -> int:
+        """The first position to be computed: that which an intervention changes in any of these prompts, or is read."""
         firsts = [0 if w.where is None else int(_any(w.where[self.prompts], self.length)) for w in intervention.writes]
-        return min(firsts)
+        return self.clean.start(intervention.sites, min(*firsts, scorer.first_read))
 
     def run(self, stack: Sequence[Intervention], first: int, scorer: Scorer) -> dict[str, np.ndarray]:
         """Each metric [stack, prompt] under each intervention of the stack alone."""
-        first = self.clean.start(set().union(*(i.sites for i in stack)), min(first, scorer.first_read))
         edits = self._edits(stack, first) | self._holds(stack[0], first)
         hidden = self.clean.resume(edits, len(stack), first=first, read=scorer.only_read)
         offset = scorer.only_read if hidden.shape[2] == 1 and scorer.only_read is not None else first
@@ -218,8 +225,13 @@ class _Batch:
         later = [site for site in self.donor_sites if layer_of(site) >= min(map(layer_of, wanted))]
         widest = max(self.model.d_model, self.model.d_mlp or 0) * len(self.prompts) * self.length
         sites = dict.fromkeys([*wanted, *later[: DONATED // widest]])
-        with torch.no_grad(), captured(self.model, list(sites)) as cache:
-            self.model(self.donors)
+        cache: dict[str, Tensor] = {}
+
+        def keep(site: str) -> Callable[[Tensor], None]:
+            return lambda value: cache.update({site: value.clone()})
+
+        with torch.no_grad():
+            watch(self.model, self.donors, {site: keep(site) for site in sites})
         return cache
 
     def _holds(self, intervention: Intervention, first: int) -> dict[str, Edit]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, demo, model, patch, record, runs, sae, store
+from interp.cli import ablate, circuit, demo, model, patch, record, runs, sae, store, task
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.command("record")(record.record)
 app.add_typer(store.app, name="store")
 app.add_typer(sae.app, name="sae")
+app.command("task")(task.task)
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 app.add_typer(circuit.app, name="circuit")

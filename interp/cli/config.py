@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,31 +16,49 @@ Names = str | list[str]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class Sweep(BaseModel):
-    """What one sweep measures. At the top of the file a key holds for every sweep that does not say otherwise."""
+class Asked(BaseModel):
+    """What every sweep says: of which prompts, by which metric."""
 
     model_config = ConfigDict(extra="forbid")
     name: str | None = Field(None, description="Ends the name of the run: OUT-NAME. Needed with several sweeps.")
-    task: str = Field(
-        "ioi", description='ioi, induction, agreement, prompt pairs (.jsonl), or "text:PATH" for running text.'
-    )
+    task: str = Field("ioi", description='ioi, agreement, ..., prompt pairs (.jsonl), or "text:PATH" for running text.')
+    corruption: str | None = Field(None, description='Of ioi: "abc" (three other names) or "swap" (the other giver).')
+    metric: Names | None = Field(None, description="logit_diff, loss, kl, prob, accuracy, prob_diff.")
+    n: int | None = Field(None, description="Number of prompts; 200 of a built-in task, 64 windows of text.", ge=1)
+    seed: int = Field(0, description="Of the prompts drawn, of what is random in the method, and of the bootstrap.")
+
+
+class Sweep(Asked):
+    """What one sweep measures. At the top of the file a key holds for every sweep that does not say otherwise."""
+
     components: str | list[str | list[str]] = Field(
         "heads",
         description="heads, mlps, attn, neurons, resid_pre; L3H5, L3N120; together [L3H5, L4H1]; heads-L3H5-L4H1.",
     )
     method: Names = Field("mean", description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln.")
-    metric: Names | None = Field(None, description="logit_diff, loss, kl, prob, accuracy.")
     position: int | str | list[int | str] = Field("all", description='"all", indices, labels of the task, or "each".')
     reference: str | None = Field(None, description="Prompts of the mean: a task, a .jsonl, or text:PATH.")
     classes: Names | None = Field(None, description='"built-in", names of classes, or a key of the labels.')
     directions: dict[str, str] = Field({}, description="name: FILE.safetensors, for components name@3.resid_post.")
-    n: int | None = Field(None, description="Number of prompts; 200 of a built-in task, 64 windows of text.", ge=1)
-    seed: int = Field(0, description="Of the prompts drawn, of shuffle, of random groups and of the bootstrap.")
 
 
-class Config(Sweep):
-    """The file of `interp ablate`."""
+class PatchSweep(Asked):
+    """What one sweep patches. At the top of the file a key holds for every sweep that does not say otherwise."""
 
+    site: str = Field("resid_pre", description="resid_pre, z, q, attn_out, mlp_out, ..., 2-5.z, or a dictionary.")
+    by: Names = Field("layer,position", description="layer; with head, neuron or latent; with position.")
+    components: Names | None = Field(None, description="Only these: L3H5, L4.heads, L3N120, demo/417.")
+    method: str = Field("denoise", description="denoise, noise, or trace (noise on the subject, one state restored).")
+    subject: str | None = Field(None, description="Of trace: the label that gets noise; else what is corrupted.")
+    noise: float = Field(3.0, description="Of trace: standard deviations of the subject's embeddings.", gt=0)
+    window: int | None = Field(None, description="Of trace: layers restored together.", ge=1)
+    draws: int = Field(10, description="Of trace: draws of noise, over which values are averaged.", ge=1)
+
+
+class Batch(BaseModel):
+    """What a file says beside its sweeps."""
+
+    sweep: ClassVar[type[Asked]]
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
     device: str | None = None
     dtype: str = "float32"
@@ -51,13 +69,32 @@ class Config(Sweep):
         [], description="Each with keys of a sweep; those above hold where it has none."
     )
 
-    def each(self) -> list[Sweep]:
+    def each(self) -> list[Asked]:
         """The sweeps of the file, one where it lists none, each with the keys above filled in."""
-        shared = {key: getattr(self, key) for key in Sweep.model_fields if key in self.model_fields_set}
-        return [Sweep(**(shared | own)) for own in self.sweeps or [{}]]
+        shared = {key: getattr(self, key) for key in self.sweep.model_fields if key in self.model_fields_set}
+        return [self.sweep(**(shared | own)) for own in self.sweeps or [{}]]
 
 
-def read_config(path: Path | None, flags: dict[str, Any]) -> tuple[Config, list[Sweep]]:
+class Config(Batch, Sweep):
+    """The file of `interp ablate`."""
+
+    sweep = Sweep
+
+
+class PatchConfig(Batch, PatchSweep):
+    """The file of `interp patch`."""
+
+    sweep = PatchSweep
+
+
+def file_schema(form: type[Batch]) -> dict[str, Any]:
+    """The JSON schema of the file; a sweep's keys are the file's own."""
+    schema = form.model_json_schema()
+    schema["properties"]["sweeps"]["items"] = form.sweep.model_json_schema()
+    return schema
+
+
+def read_config(path: Path | None, flags: dict[str, Any], form: type[Batch] = Config) -> tuple[Batch, list[Asked]]:
     """The file's keys with the flags given over them, in every sweep. One line naming file, line and key that is
     wrong."""
     node, content = (None, {}) if path is None else _read(path)
@@ -66,13 +103,13 @@ def read_config(path: Path | None, flags: dict[str, Any]) -> tuple[Config, list[
     try:
         for number, own in enumerate(content.get("sweeps") or []) if isinstance(content.get("sweeps"), list) else ():
             loc = ("sweeps", number)
-            Sweep.model_validate(own)
+            form.sweep.model_validate(own)
         loc = ()
-        config = Config.model_validate(content | given)
+        config = form.model_validate(content | given)
     except ValidationError as error:
-        raise _named(error, loc, path, node, Sweep if loc else Config) from None
-    over = {key: value for key, value in given.items() if key in Sweep.model_fields}
-    sweeps = [Sweep(**(sweep.model_dump(exclude_unset=True) | over)) for sweep in config.each()]
+        raise _named(error, loc, path, node, form.sweep if loc else form) from None
+    over = {key: value for key, value in given.items() if key in form.sweep.model_fields}
+    sweeps = [form.sweep(**(sweep.model_dump(exclude_unset=True) | over)) for sweep in config.each()]
     if len(sweeps) > 1:
         names = [sweep.name for sweep in sweeps]
         if None in names or len(set(names)) < len(names):

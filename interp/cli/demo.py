@@ -85,7 +85,7 @@ def _step(number: int, what: str, path: Path) -> bool:
 
 def _effects(path: Path, kind: str, model, task, seed: int, **settings) -> None:
     import interp
-    from interp.cli.ablate import keep, recorded
+    from interp.cli.batch import keep, recorded
 
     config = {"model": "bundled", "task": "ioi", "n": len(task), "seed": seed, **settings}
     with recorded(path, kind, config, model, seed, overwrite=False):

@@ -1,59 +1,109 @@
-"""`interp patch`: activation patching over layers and positions, or layers and heads."""
+"""`interp patch`: a batch of activation patchings or causal traces, from a YAML file, from flags, or from both (flags
+win)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp import runs
 from interp.cli import options
-from interp.cli.ablate import keep, recorded, report
+from interp.cli.batch import Command, Settings, batch, dictionary
+from interp.cli.config import PatchConfig, PatchSweep, file_schema
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    from interp.causal.effects import Effects
+    from interp.data.tasks import Task
+    from interp.decoder.loading import Model
 
 
 def patch(
-    model: options.ModelName = "bundled",
-    task: options.TaskName = "ioi",
+    config: options.ConfigFile = None,
+    model: options.ModelFlag = None,
+    task: options.TaskFlag = None,
+    corruption: options.Corruption = None,
     site: Annotated[
-        str, typer.Option(help="resid_pre, attn_out, mlp_out, z, ...: patched at every layer.")
-    ] = "resid_pre",
-    by: Annotated[str, typer.Option(help="layer,position or layer,head.")] = "layer,position",
-    method: Annotated[str, typer.Option(help="denoise (clean into corrupted) or noise (the reverse).")] = "denoise",
-    metric: Annotated[
-        str | None, typer.Option(help="logit_diff, loss, kl, prob, accuracy; several with commas.")
+        str | None, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, post, 2-5.z, a dictionary.")
     ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="layer; with head, neuron or latent; with position: layer,head,position.")
+    ] = None,
+    components: Annotated[str | None, typer.Option(help="Only these: L3H5, L4.heads, L3N120, demo/417.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="denoise (clean into corrupted), noise (the reverse), trace (see --subject).")
+    ] = None,
+    metric: options.Metric = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Of trace: the label whose embeddings get noise; else what is corrupted.")
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help="Of trace: standard deviations of the embeddings; 3.")] = None,
+    window: Annotated[int | None, typer.Option(help="Of trace: layers restored together.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Of trace: draws of noise to average over; 10.")] = None,
     n: options.N = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of prompts, noise and the bootstrap.")] = None,
     out: options.Out = None,
-    workspace: options.Workspace = options.WORKSPACE,
-    overwrite: options.Overwrite = False,
+    workspace: options.WorkspaceFlag = None,
+    overwrite: options.OverwriteFlag = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeFlag = None,
+    shard: options.Shard = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a task that the model cannot do.")] = False,
+    dry_run: options.DryRun = False,
+    schema: options.Schema = False,
 ) -> None:
     """Where does the answer travel? Carry activations from the clean run into the corrupted one (or back).
 
     Example: interp patch --task ioi --site resid_pre --by layer,position --n 100 --out ioi-patch
     """
-    path = runs.place(workspace, "runs", out, "patch")
-    runs.check_free(path, overwrite)
-    import interp
-    from interp.causal.finished import Finished
+    own = ("config", "shard", "force", "dry_run", "schema")
+    flags = {key: value for key, value in locals().items() if key not in ("own", *own)}
+    if schema:
+        print(json.dumps(file_schema(PatchConfig), indent=2))
+        return
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
-    prompts = interp.load_task(task, loaded, n=n, seed=seed)
-    config = {
-        "model": model, "task": task, "site": site, "by": by, "method": method, "metric": metric, "n": n, "seed": seed,
-        "dtype": dtype,
-    }  # fmt: skip
-    with recorded(path, "patch", config, loaded, seed, overwrite):
-        finished = Finished(path / "unfinished")
-        try:
-            effects = interp.patch(
-                loaded, prompts, site=site, by=tuple(part.strip() for part in by.split(",")), method=method,
-                metric=metric, seed=seed, progress=True, finished=finished,
-            )  # fmt: skip
-        finally:
-            finished.flush()
-        keep(effects, prompts, loaded, path)
-        finished.clear()
-    report(effects, path)
+    def settings(sweep: PatchSweep, c: PatchConfig, loaded: Model, prompts: Task) -> Settings:
+        given = _settings(sweep, c, loaded)
+        _plan(loaded, prompts, given)  # what was asked is checked before the model's ability
+        if not (force or dry_run):
+            from interp.causal.ability import check_ability
+
+            check_ability(loaded, prompts)
+        return given
+
+    batch(Command("patch", PatchConfig, settings, _plan, _measure), config, flags, shard=shard, dry_run=dry_run)
+
+
+def _settings(sweep: PatchSweep, c: PatchConfig, model: Model) -> Settings:
+    """The settings of `interp.patch` or `interp.trace`, with the dictionary that they name."""
+    given: Settings = {"method": sweep.method, "site": sweep.site, "metric": sweep.metric, "seed": sweep.seed}
+    if sweep.method == "trace":
+        by = sweep.by if isinstance(sweep.by, list) else [axis.strip() for axis in sweep.by.split(",")]
+        if by != ["layer", "position"] or sweep.components is not None:
+            raise InputError("a trace is by layer,position, without components: leave them out.")
+        return given | {"subject": sweep.subject, "noise": sweep.noise, "window": sweep.window, "draws": sweep.draws}
+    if sweep.subject is not None or sweep.window is not None:
+        raise InputError("subject and window are settings of a trace: add --method trace.")
+    there = (Path(c.workspace) / "saes" / sweep.site / "cfg.json").exists()
+    known = {sweep.site: dictionary(sweep.site, c.workspace, model)} if there else {}
+    return given | {"by": sweep.by, "components": sweep.components, "dictionaries": known}
+
+
+def _plan(model: Model, task: Task, settings: Settings) -> Any:
+    from interp.causal import patching, tracing
+
+    given = {key: value for key, value in settings.items() if key != "seed"}
+    if settings["method"] == "trace":
+        given.pop("method")
+        return tracing.plan(model, task, **given)
+    return patching.plan(model, task, **given)
+
+
+def _measure(model: Model, task: Task, *, method: str, shard: tuple[int, int] | None, **settings: Any) -> Effects:
+    import interp
+
+    if method == "trace":
+        return interp.trace(model, task, **settings)
+    return interp.patch(model, task, method=method, shard=shard, **settings)

@@ -57,21 +57,42 @@ def kl(
     return (p.exp() * (p - logits.log_softmax(-1))).sum(-1)
 
 
+def prob_diff(
+    logits: Float[Tensor, "read d_vocab"], answer: Int[Tensor, "read ..."], wrong: Int[Tensor, "read ..."], clean=None
+) -> Float[Tensor, " read"]:
+    """Probability of all right answers minus that of all wrong ones, -1 to 1; positive means the model is right.
+
+    The answers of a read are a row, filled up with -1 (`Task.answer_sets`); one answer and one wrong answer will do.
+    For greater_than: of the later years minus the earlier ones. Hanna et al. 2023, arXiv:2305.00586, section 2.
+    """
+    p = logits.softmax(-1)
+
+    def total(tokens: Tensor) -> Tensor:
+        tokens = tokens.reshape(len(p), -1)
+        return torch.where(tokens >= 0, p.gather(1, tokens.clamp(min=0)), 0).sum(1)
+
+    return total(answer) - total(wrong)
+
+
 METRICS: dict[str, Callable[..., Tensor]] = {
     "logit_diff": logit_diff,
     "loss": loss,
     "kl": kl,
     "prob": prob,
     "accuracy": accuracy,
+    "prob_diff": prob_diff,
 }
+
+OF_SETS = frozenset({"prob_diff"})
+"""Metrics of all the right and wrong answers of a read, not of one each."""
 
 
 def check(metrics: list[str], *, has_wrong: bool, task: str) -> None:
-    """UnknownName for a metric there is not; InputError for logit_diff where the task has no wrong answers."""
+    """UnknownName for a metric there is not; InputError for a difference where the task has no wrong answers."""
     for metric in metrics:
         if metric not in METRICS:
             raise UnknownName(f'no metric "{metric}". Nearest: {nearest(metric, METRICS)}.')
-        if metric == "logit_diff" and not has_wrong:
+        if metric.endswith("_diff") and not has_wrong:
             raise InputError(
-                f'task "{task}" has no wrong answers: logit_diff needs them; use loss, kl, prob or accuracy.'
+                f'task "{task}" has no wrong answers: {metric} needs them; use loss, kl, prob or accuracy.'
             )
