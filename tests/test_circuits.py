@@ -147,7 +147,7 @@ def test_a_task_that_the_model_cannot_do_is_refused_with_the_number(tiny_model, 
         try:
             find_circuit(tiny_model, task, method="eap")
         except InputError as error:
-            assert "mean logit difference is -" in str(error) and "--force" in str(error)
+            assert "mean logit_diff -" in str(error) and "--force" in str(error)
             refused += 1
     assert refused == 1  # one of the two is the way round that the model prefers
 

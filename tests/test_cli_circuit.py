@@ -120,7 +120,7 @@ def test_a_task_that_the_model_cannot_do_is_refused_with_the_number(base, prompt
     arguments = ["circuit", "find", "--model", base[1], "--task", str(file), "--method", "eap", "--out", "no"]
     arguments += ["--workspace", str(tmp_path / "w")]
     assert main(arguments) == 2
-    assert "the mean logit difference is -" in one_line(capsys) and not (tmp_path / "w").exists()
+    assert "mean logit_diff -" in one_line(capsys) and not (tmp_path / "w").exists()
     assert main([*arguments, "--force"]) == 0
 
 

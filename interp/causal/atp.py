@@ -20,6 +20,8 @@ from torch import Tensor
 from interp.causal import sweeps
 from interp.causal.attribution import Value, check_metric, metric_value, recorded
 from interp.causal.effects import Effects, about, build
+from interp.causal.patching import plan
+from interp.causal.places import positions_of
 from interp.data.tasks import Task
 from interp.decoder.hooks import captured, edited
 from interp.decoder.loading import Model
@@ -50,7 +52,7 @@ def attribute(
     target, source = ("corrupted", "clean") if method == "denoise" else ("clean", "corrupted")
     names = expand(f"*.{site}", model.sites, model=f'"{model.name}"')
     patterns = expand("*.pattern", model.sites, model=f'"{model.name}"') if fix_qk and site in ("q", "k") else None
-    rows = _rows(model, task, site, by[1])
+    rows = [place.row for place in plan(model, task, site=site, by=by, method=method, metric=metric).places]
     estimate = np.zeros((len(rows), len(task)))
     with Progress("attributing", len(task), progress) as bar:
         for prompts in sweeps.batches(task, sweeps.tokens_at_once(model, task.length)):
@@ -71,22 +73,6 @@ def attribute(
     values = {(f"{method}-atp", metric): (start[metric] + estimate).astype(np.float32)}
     said = about(model, task, seed, fix_qk=patterns is not None)
     return build(rows, values, start, seed=seed, about=said, ends={metric: ends})
-
-
-def _rows(model: Model, task: Task, site: str, axis: str) -> list[dict]:
-    """Component and position of each row, as `interp.patch` calls them."""
-    layers = range(model.n_layers)
-    if axis == "head":
-        n_heads = model.n_kv_heads if site in ("k", "v") else model.n_heads
-        return [{"component": f"L{layer}H{head}", "kind": "head", "layer": layer, "index": head, "position": "all"}
-                for layer in layers for head in range(n_heads)]  # fmt: skip
-    kind = {"attn_out": "attn", "mlp_out": "mlp"}.get(site, site)
-    return [{"component": f"L{layer}.{kind}", "kind": kind, "layer": layer, "index": -1, "position": position}
-            for layer in layers for position in _positions(task)]  # fmt: skip
-
-
-def _positions(task: Task) -> list[str]:
-    return [str(index) for index in range(task.length)] if task.same_length else task.labels
 
 
 @torch.no_grad()
@@ -148,6 +134,6 @@ def _of_patterns(
 def _at_rows(task: Task, prompts: Tensor, found: Sequence[Tensor], axis: str) -> Float[np.ndarray, "row prompt"]:
     """The columns that rows ask for, layer by layer."""
     if axis == "position":
-        where = torch.stack([task.at(position)[prompts] for position in _positions(task)], 1)
+        where = torch.stack([task.at(position)[prompts] for position in positions_of(task)], 1)
         found = [each.cpu().gather(1, where) for each in found]
     return torch.cat([each.T.cpu() for each in found]).double().numpy()
