@@ -18,7 +18,7 @@ def demo(tmp_path_factory):
 
 def test_every_run_of_the_demo_is_done(demo):
     runs = [json.loads(path.read_text()) for path in demo.glob("*/*/run.json")]
-    assert len(runs) == 4 and {run["status"] for run in runs} == {"done"}
+    assert len(runs) == 5 and {run["status"] for run in runs} == {"done"}
     assert len({run["model"]["fingerprint"] for run in runs}) == 1
 
 
@@ -28,7 +28,12 @@ def test_running_it_again_reuses_what_is_done(demo, capsys):
     before = {path: path.read_bytes() for path in demo.glob("*/*/run.json")}
     assert main(["demo", "--workspace", str(demo), "--n", "24"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("done before") == 4 and "CE loss recovered" in printed and "interp app" in printed
+    assert (
+        printed.count("done before") == 5
+        and "CE loss recovered" in printed
+        and "interp app" in printed
+        and "faithfulness" in printed
+    )
     assert before == {path: path.read_bytes() for path in demo.glob("*/*/run.json")}
 
 

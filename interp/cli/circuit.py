@@ -82,11 +82,20 @@ def find(
     path = runs.place(Path(c.workspace), "runs", c.out, "circuit")
     runs.check_free(path, c.overwrite)
     import interp
+
+    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    circuit, curve, verdict = search(path, loaded, c)
+    _say(circuit, curve, verdict)
+    print(f"-> {path / 'circuit.json'}, {path / 'report.html'}")
+
+
+def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
+    """The run of `interp circuit find` in `path`: the circuit, its curve, and what is to be said of it."""
+    import interp
     from interp.causal.finished import Finished
     from interp.causal.verdicts import curve as measured
     from interp.causal.verdicts import verify as held
 
-    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
     prompts, others = two_sets(loaded, c.task, c.n, c.seed)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
     with runs.recording(
@@ -115,8 +124,7 @@ def find(
         prompts.save(path / "prompts.jsonl", loaded)
         _keep(path, circuit, curve, verdict)
         finished.clear()
-    _say(circuit, curve, verdict)
-    print(f"-> {path / 'circuit.json'}, {path / 'report.html'}")
+    return circuit, curve, verdict
 
 
 @app.command()
@@ -250,9 +258,10 @@ def _verdict(circuit: Circuit, model: Model, task: Task, seed: int, **settings: 
 
 
 def _keep(path: Path, circuit: Circuit, curve: Curve, verdict: str) -> None:
-    """The table of the curve and the report."""
+    """The table of the curve, the verdict and the report."""
     from interp import reports
 
+    runs.write_text(path / "verdict.txt", verdict + "\n")
     curve.table().to_parquet(path / "curve.parquet", index=False)
     curve.areas.reset_index(names="area").to_parquet(path / "areas.parquet", index=False)
     circuit.table().to_parquet(path / "edges.parquet", index=False)

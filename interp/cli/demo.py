@@ -21,15 +21,17 @@ def demo(
     dtype: options.Dtype = "float32",
     seed: options.Seed = 0,
 ) -> None:
-    """Record, train a dictionary, ablate, patch: the whole job on the bundled model and text, in minutes.
+    """Record, train a dictionary, ablate, patch, find a circuit: the whole job on the bundled model and text, in
+    minutes. What is done already is reused.
 
-    What is done already is reused. Example: interp demo
+    Example: interp demo
     """
     started = time.time()
     print("Loading the bundled model", flush=True)
     import interp
     import sae
     from interp.causal.effects import Effects
+    from interp.cli.circuit import Find, search
     from interp.store.reading import Store
 
     model = interp.load_model("bundled", device=device, dtype=dtype)
@@ -58,6 +60,10 @@ def demo(
     if not _step(4, f"the residual stream patched by layer and position -> {patched}", patched):
         _effects(patched, "patch", model, task, seed, site="resid_pre", by=("layer", "position"))
 
+    circuit = workspace / "runs" / "demo-ioi-circuit"
+    if not _step(5, f"the 5% of all edges that do it, judged on other prompts -> {circuit}", circuit):
+        search(circuit, model, Find(n=n, seed=seed, device=device, dtype=dtype))
+
     print(f"\nDone in {time.time() - started:.0f} s. The three heads that matter most for the indirect object")
     print('("When Mary and John went to the shop, John gave a bag to" -> " Mary"), logits of right minus wrong name:')
     table = heads.table()
@@ -71,6 +77,7 @@ def demo(
         f"The dictionary: L0 {report.l0:.1f} of {dictionary.d_sae} latents, FVU {report.fvu:.3f}, CE loss recovered "
         f"{report.ce_recovered_mean:.1%} (mean ablation), {report.ce_recovered_zero:.1%} (zero ablation)"
     )
+    print(f"The circuit: {(circuit / 'verdict.txt').read_text(encoding='utf-8').strip()}")
     option = "" if workspace == runs.WORKSPACE else f" --workspace {workspace}"
     print("\nNext:")
     print(f"  interp app{option}                                     browse all of it")
@@ -79,7 +86,7 @@ def demo(
 
 def _step(number: int, what: str, path: Path) -> bool:
     done = runs.is_done(path)
-    print(f"[{number}/4] {what}{' (done before)' if done else ''}", flush=True)
+    print(f"[{number}/5] {what}{' (done before)' if done else ''}", flush=True)
     return done
 
 
