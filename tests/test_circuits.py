@@ -349,3 +349,31 @@ def test_the_published_edges_of_induction_come_first(method):
     table = circuit.table()
     between = table[~table.edge.str.contains("input|logits")]
     assert set(between.edge[:3]) == set(EXACT["induction"])
+
+
+@here
+@pytest.mark.slow
+def test_eap_ranks_the_edges_of_grouped_keys_as_exact_patching_does():
+    """stories260K, 1,701 edges: "she" or "he". Measured: EAP .93, EAP-IG activations .84, EAP-IG inputs .68."""
+    import pandas as pd
+
+    from interp import find_circuit, load_model
+    from interp.data.prompts import Prompt, Task
+
+    model = load_model(str(MODELS / "stories260K"))
+    assert model.n_kv_heads < model.n_heads
+    space, she, he = 410, 358, 281
+    prompts = []
+    once = "Once upon a time, there was a"
+    for woman, man in (
+        (f"{once} girl named Lily. One day,", f"{once} boy named Timmy. One day,"),
+        ("The girl had a red ball. Then", "The boy had a red ball. Then"),
+        ("The little girl was tired, so", "The little boy was tired, so"),
+    ):  # fmt: skip
+        clean, corrupted = (model.to_tokens(text) + [space] for text in (woman, man))
+        prompts.append(Prompt(clean, [(len(clean) - 1, she)], corrupted, he))
+    task = Task("she", prompts)
+    exact, eap = (
+        find_circuit(model, task, method=method).table().set_index("edge").score for method in ("exact", "eap")
+    )
+    assert pd.DataFrame({"exact": exact, "eap": eap}).corr(method="spearman").loc["exact", "eap"] > 0.9
