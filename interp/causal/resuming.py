@@ -13,7 +13,7 @@ attention layer, a neuron or an MLP is changed, what stands before it in its blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -123,6 +123,32 @@ class CleanPass:
             hidden = bridge.ln_final(hidden) if touches_norm(edits) else hidden
         return hidden.unflatten(0, (stack, self.n_prompts))
 
+    @torch.no_grad()
+    def relay(
+        self, entering: Sequence[tuple[int, Edit, int]], *, first: int = 0, read: int | None = None
+    ) -> Float[Tensor, "stack prompt pos d_model"]:
+        """What comes out of the last block, of copies that are each changed between blocks and nowhere else.
+
+        `entering`: before which block (`entered_before`), the edit, and how many copies it is of, in the order of the
+        blocks. Copies join where they are changed, so that one pass serves changes at any layer.
+        """
+        n_layers, hidden = self.model.n_layers, None
+        with self.model.lock:
+            for layer in range(entering[0][0], n_layers + 1):
+                for _, edit, n in (one for one in entering if one[0] == layer):
+                    new = edit(self._hidden(layer)[:, first:].repeat(n, 1, 1))
+                    if hidden is not None and hidden.shape[1] < new.shape[1]:
+                        new = new[:, read - first : read - first + 1]
+                    hidden = new if hidden is None else torch.cat([hidden, new])
+                if layer == n_layers:
+                    break
+                stack = len(hidden) // self.n_prompts
+                if layer == n_layers - 1 and read is not None and self.skips and read >= first:
+                    hidden = self._read_only(layer, hidden, stack, first, read)
+                else:
+                    hidden = self._block(layer, hidden, stack, first)
+        return hidden.unflatten(0, (-1, self.n_prompts))
+
     def _starts_halfway(self, edits: Mapping[str, Edit]) -> str | None:
         """The one site that is changed in the first block touched, if its change can be put in without calling the
         block."""
@@ -136,9 +162,9 @@ class CleanPass:
     def _entered(self, site: str, edit: Edit, stack: int, first: int, read: int | None) -> tuple[Tensor, int]:
         """The changed residual stream before a block, and which block that is. Between blocks it is changed as it
         stands."""
-        start = layer_of(site) + (_kind(site) != "resid_pre")
-        if _kind(site) not in _BETWEEN:
-            return self._from(site, edit, stack, first, read), start
+        start = entered_before(site)
+        if start is None:
+            return self._from(site, edit, stack, first, read), layer_of(site) + 1
         return edit(self._hidden(start)[:, first:].repeat(stack, 1, 1)), start
 
     @torch.no_grad()
@@ -246,6 +272,11 @@ _BETWEEN = frozenset({"resid_pre", "resid_post"})
 
 def _kind(site: str) -> str:
     return short(site).partition(".")[2]
+
+
+def entered_before(site: str) -> int | None:
+    """The block before which a site between blocks stands; None for any other site."""
+    return layer_of(site) + (_kind(site) == "resid_post") if _kind(site) in _BETWEEN else None
 
 
 def touches_norm(sites: Iterable[str]) -> bool:

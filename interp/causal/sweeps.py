@@ -12,6 +12,7 @@ computed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from interp.causal.finished import Finished
 from interp.causal.interventions import Intervention
-from interp.causal.resuming import CleanPass, ShortCuts, short_cuts, touches_norm
+from interp.causal.resuming import CleanPass, ShortCuts, entered_before, short_cuts, touches_norm
 from interp.causal.scoring import Scorer
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, watch
@@ -82,8 +83,8 @@ def batches(task: Task, tokens: int) -> list[Int[Tensor, " prompt"]]:
 def stacks(
     interventions: Sequence[Intervention], starts: Sequence[int], firsts: Sequence[int], length: int, most: int
 ) -> list[list[int]]:
-    """Which interventions share a pass: those that start at the same layer and hold the same things, by the first
-    position they touch.
+    """Which interventions share a pass: those that start at the same layer (`starts`) and hold the same things, by the
+    first position they touch.
 
     A pass computes every copy from the first position of any, at most `most` positions in all. Once it has an eighth of
     that, no copy is added with which more than a sixteenth of it would be computed for nothing.
@@ -141,7 +142,9 @@ def sweep(
             baseline[metric][prompts.numpy()] = scores[0]
         most = max(batch.length, limit // len(prompts))
         firsts = [batch.first(intervention, scorer) for intervention in interventions]
-        for k, rows in enumerate(stacks(interventions, starts, firsts, batch.length, most)):
+        batch.relays = cuts.resumes and batch.can_relay(interventions)
+        together = [0] * len(starts) if batch.relays else starts
+        for k, rows in enumerate(stacks(interventions, together, firsts, batch.length, most)):
             piece = f"{name}/{number}/{k}"
             if piece in finished:
                 found = finished.get(piece)
@@ -179,6 +182,7 @@ class _Batch:
         self.donor_sites: list[str] = []
         self.given: dict[str, Tensor] = {}
         self.held: dict[str, Tensor] = {}
+        self.relays = False
 
     def cut(self, tokens: Tensor) -> Tensor:
         return tokens[self.prompts, : self.length]
@@ -190,10 +194,32 @@ class _Batch:
 
     def run(self, stack: Sequence[Intervention], first: int, scorer: Scorer) -> dict[str, np.ndarray]:
         """Each metric [stack, prompt] under each intervention of the stack alone."""
-        edits = self._edits(stack, first) | self._holds(stack[0], first)
-        hidden = self.clean.resume(edits, len(stack), first=first, read=scorer.only_read)
+        edits: dict[str, Edit] = {}
+        if self.relays:
+            hidden = self._relay(stack, first, scorer.only_read)
+        else:
+            edits = self._edits(stack, first) | self._holds(stack[0], first)
+            hidden = self.clean.resume(edits, len(stack), first=first, read=scorer.only_read)
         offset = scorer.only_read if hidden.shape[2] == 1 and scorer.only_read is not None else first
         return scorer.score(hidden, offset, normalized=touches_norm(edits))
+
+    def can_relay(self, interventions: Sequence[Intervention]) -> bool:
+        """Whether each changes one place between blocks, and what the donors have at all of them can be kept."""
+        one = all(
+            len(i.sites) == 1 and not i.frozen and entered_before(next(iter(i.sites))) is not None
+            for i in interventions
+        )
+        return one and len(self.donor_sites) * self.model.d_model * len(self.prompts) * self.length <= DONATED
+
+    def _relay(self, stack: Sequence[Intervention], first: int, read: int | None) -> Tensor:
+        """The last hidden states of a stack whose copies are changed between blocks, of whatever layers."""
+        sites = [next(iter(intervention.sites)) for intervention in stack]
+        order = sorted(range(len(stack)), key=lambda copy: (entered_before(sites[copy]), sites[copy]))
+        entering = []
+        for site, copies in itertools.groupby(order, key=lambda copy: sites[copy]):
+            group = [stack[copy] for copy in copies]
+            entering.append((entered_before(site), self._edits(group, first)[site], len(group)))
+        return self.clean.relay(entering, first=first, read=read)[torch.tensor(order).argsort()]
 
     def _edits(self, stack: Sequence[Intervention], first: int) -> dict[str, Edit]:
         """For each site an edit that changes every copy of the stack as its own intervention says."""
