@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import uuid
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,11 @@ def _elsewhere(to: str, out: Path, step: int) -> Any:
         return TensorBoard(out, step)
     import wandb
 
-    return wandb.init(project="interp", name=out.name, id=out.name, dir=str(out), resume="allow", reinit="create_new")
+    kept = out / "wandb-id.txt"
+    if not step or not kept.exists():
+        runs.write_text(kept, uuid.uuid4().hex[:12])
+    name = kept.read_text(encoding="utf-8")
+    return wandb.init(project="interp", name=out.name, id=name, dir=str(out), resume="allow", reinit="create_new")
 
 
 def frontier(folders: Iterable[str | Path]) -> pd.DataFrame:

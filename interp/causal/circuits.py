@@ -9,6 +9,7 @@ their sum.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,9 +101,16 @@ class Circuit:
         return replace(self, kept=self.graph.pruned((ranked >= threshold) & self.graph.allowed))
 
     def random(self, n_edges: int, seed: int) -> Circuit:
-        """As many edges drawn at random, pruned the same way."""
+        """A circuit of as many edges, drawn at random: edges are added in the order drawn until, after pruning, it has
+        `n_edges` or, where the last one completes several paths, the next larger number."""
         drawn = np.random.default_rng(seed).random(self.graph.allowed.shape)
-        return replace(self, kept=self.graph.pruned(search.strongest(self.graph, drawn, n_edges)))
+
+        def of(n: int) -> Bool[np.ndarray, "sender receiver"]:
+            return self.graph.pruned(search.strongest(self.graph, drawn, n))
+
+        total = len(self.graph.edges)
+        enough = bisect.bisect_left(range(total), n_edges, key=lambda n: int(of(n).sum()))
+        return replace(self, kept=of(enough))
 
     def on(self, model: Model) -> Circuit:
         """This circuit on `model`'s graph. WrongModel where it is of another model or another shape."""
@@ -237,6 +245,8 @@ def find_circuit(
     if method not in METHODS:
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
     graph, metric = Graph.of(model), metric or task.default_metric
+    if threshold is not None and ((n_edges is not None and method != "acdc") or method == "greedy"):
+        raise InputError(f"threshold {threshold:g} given with n_edges, or with greedy: one rule of size.")
     if n_edges is not None and not 1 <= n_edges <= len(graph.edges):
         raise InputError(f'{n_edges} edges given: "{model.name}" has {len(graph.edges):,}.')
     if not force:

@@ -139,7 +139,8 @@ def build(
         low, high = bootstrap(effect, seed)
         mean, std = mean_and_std(effect)
         q = np.full(len(places), np.nan)
-        q[~random] = adjusted(p_values(effect[~random]))
+        rounding = 1e-5 * np.abs(before[np.isfinite(before)]).max(initial=1.0)  # to which a sweep is exact in float32
+        q[~random] = adjusted(p_values(effect[~random], rounding))
         start = np.nanmean(before) if np.isfinite(before).any() else np.nan
         table = pd.DataFrame(places).assign(
             method=method, metric=metric, baseline=start, value=start + mean, effect=mean, effect_std=std, ci_low=low,

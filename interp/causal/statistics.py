@@ -42,8 +42,9 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return low, high
 
 
-def p_values(effect: np.ndarray) -> np.ndarray:
-    """Two-sided p of the paired t-test that a row's mean effect is 0; NaN with fewer than two prompts.
+def p_values(effect: np.ndarray, rounding: float = 0.0) -> np.ndarray:
+    """Two-sided p of the paired t-test that a row's mean effect is 0; NaN with fewer than two prompts. 1 where no
+    prompt's effect is above `rounding`: such a row is 0 but for the order of sums.
 
     t is turned into a normal deviate by Wallace's formula (1959, Ann. Math. Stat. 30, 1121), good to .02 of a
     deviation.
@@ -56,7 +57,7 @@ def p_values(effect: np.ndarray) -> np.ndarray:
             df = n[row] - 1
             t2 = mean[row] ** 2 * n[row] / std[row] ** 2 if std[row] > 0 else (math.inf if mean[row] else 0.0)
             z = (8 * df + 1) / (8 * df + 3) * math.sqrt(df * math.log1p(t2 / df))
-            p[row] = math.erfc(z / math.sqrt(2))
+            p[row] = math.erfc(z / math.sqrt(2)) if np.nanmax(np.abs(effect[row])) > rounding else 1.0
     return p
 
 

@@ -127,7 +127,8 @@ def sweep(
     limit = finished.setting("tokens", tokens_at_once(model, task.length))
     scorer = Scorer(model, task, metrics, classes or {})
     starts = [min(map(layer_of, intervention.sites)) for intervention in interventions]
-    cuts = short_cuts(model, tokens[task.lengths == task.lengths[0]][:, : task.lengths[0]])
+    longest = int(task.lengths.max())
+    cuts = short_cuts(model, tokens[task.lengths == longest][:, :longest])
     values = {metric: np.full((len(interventions), len(task)), np.nan, np.float32) for metric in scorer.names}
     baseline = {metric: np.full(len(task), np.nan, np.float32) for metric in scorer.names}
     for number, prompts in enumerate(batches(task, limit)):

@@ -155,7 +155,11 @@ def _subject(task: Task, subject: str | None) -> Bool[Tensor, "prompt pos"]:
         return torch.arange(task.length) == task.at(subject)[:, None]
     if not task.has_corrupted:
         raise InputError(f'no subject given, and "{task.name}" has no corrupted prompts to tell it: name a position.')
-    return task.tokens("clean") != task.tokens("corrupted")
+    where = task.tokens("clean") != task.tokens("corrupted")
+    if not where.any(1).all():
+        which = int((~where.any(1)).nonzero()[0]) + 1
+        raise InputError(f'prompt {which} of "{task.name}" has a twin like itself: name the subject\'s position.')
+    return where
 
 
 def _spread(model: Model, task: Task, where: Bool[Tensor, "prompt pos"]) -> float:

@@ -63,8 +63,7 @@ def faithfulness(
     """f of the circuit, or of its `n_edges` strongest edges. Metric and baseline are those it was found with."""
     circuit = circuit.on(model) if n_edges is None else circuit.on(model).top(n_edges)
     patcher = _patcher(circuit, model, task, metric, baseline)
-    size = n_edges or circuit.n_edges
-    others = [circuit.random(size, seed + k).kept for k in range(n_random)]
+    others = [circuit.random(circuit.n_edges, seed + k).kept for k in range(n_random)]
     values = _values(patcher, [circuit.kept, *others])
     f, (low, high) = _share(values), _interval(values, seed, lambda shares: shares[:, 0])
     whole, nothing, alone = values[:3].mean(1)
@@ -110,7 +109,7 @@ def curve(
     patcher = _patcher(circuit, model, task, metric, baseline, finished)
     numbers = [max(1, round(size * len(circuit.graph.edges))) for size in sizes]
     ours = [circuit.top(n, absolute=absolute).kept for n in numbers]
-    drawn = [circuit.random(n, seed + k).kept for k in range(n_random) for n in numbers]
+    drawn = [circuit.random(int(kept.sum()), seed + k).kept for k in range(n_random) for kept in ours]
     values = _values(patcher, [*ours, *drawn], name="curve")
     f, n = _share(values), len(sizes)
     others = f[n:].reshape(n_random, n)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp import runs
 from interp.cli import options
 from interp.cli.config import read_settings
-from interp.errors import InputError, MissingFile, nearest
+from interp.errors import Failure, InputError, MissingFile, nearest
 
 if TYPE_CHECKING:
     from interp.causal.circuits import Circuit
@@ -32,13 +32,13 @@ class Find(BaseModel):
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
     task: str = Field("ioi", description="ioi, ..., or prompt pairs (.jsonl).")
     method: str = Field("eap-ig", description="eap, eap-ig, eap-ig-activations, exact, acdc or greedy.")
-    n_edges: int | None = Field(None, description="How many of the strongest edges; 5% of all if not given.", ge=1)
+    n_edges: int | None = Field(None, description="How many of the strongest edges; 5% (at least 20) by default.", ge=1)
     threshold: float | None = Field(None, description="The least score; for acdc its tau.")
     absolute: bool = Field(True, description="By the size of the score; false: only edges that help.")
     metric: str | None = Field(None, description="logit_diff, loss, prob, kl; accuracy for exact and acdc.")
     baseline: str = Field("counterfactual", description="What a removed edge carries: counterfactual or mean.")
     steps: int = Field(5, description="Points between corrupted and clean, both among them.", ge=2)
-    n: int | None = Field(None, description="Number of prompts; as many others judge the circuit.", ge=1)
+    n: int | None = Field(None, description="Prompts; as many others judge it, or of a file the second half.", ge=1)
     verify: int = Field(0, description="Hold this many random edges' scores against exact patching.", ge=0)
     seed: int = Field(0, description="Of the prompts drawn, random circuits and the bootstrap.")
     force: bool = Field(False, description="Go on where the model cannot do the task.")
@@ -97,6 +97,9 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
     from interp.causal.verdicts import verify as held
 
     prompts, others = two_sets(loaded, c.task, c.n, c.seed)
+    if c.baseline == "counterfactual":
+        for half in (prompts, others):  # of one length with their twins?
+            half.tokens("corrupted")
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
     with runs.recording(
         path, kind="circuit", config=settings, model=loaded.provenance(), seed=c.seed, device=str(loaded.device),
@@ -109,10 +112,15 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
                 metric=c.metric, baseline=c.baseline, steps=c.steps, force=c.force, seed=c.seed, progress=True,
                 finished=finished,
             )  # fmt: skip
-            curve = measured(circuit, loaded, others, seed=c.seed)
+            circuit.save(path)
+            curve = measured(circuit, loaded, others, seed=c.seed, finished=finished)
+            verdict = _verdict(circuit, loaded, others, c.seed)
+        except InputError as error:
+            if not (path / "circuit.json").exists():
+                raise
+            raise Failure(f"the circuit is in {path}, but cannot be judged: {error}") from None
         finally:
             finished.flush()
-        verdict = _verdict(circuit, loaded, others, c.seed)
         if c.verify:
             agreement = held(circuit, loaded, prompts, n_edges=c.verify, seed=c.seed)
             agreement.table().to_parquet(path / "verified.parquet", index=False)
@@ -120,7 +128,6 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
                 f" Scores against exact patching of {len(agreement.rows)} random edges: Spearman "
                 f"{agreement.spearman:.2f}, Pearson {agreement.pearson:.2f}."
             )
-        circuit.save(path)
         prompts.save(path / "prompts.jsonl", loaded)
         _keep(path, circuit, curve, verdict)
         finished.clear()
@@ -147,7 +154,8 @@ def score(
     Example: interp circuit score ioi-circuit --task ioi --n 100 --seed 1 --out ioi-score
     """
     found = load(circuit, workspace)
-    name, about = model or (found.about.get("model") or {}).get("name"), found.about.get("task")
+    name, about = model or (found.about.get("model") or {}).get("name"), _task_of(circuit, workspace)
+    about = about or found.about.get("task")
     if name is None or (task or about) is None:
         raise InputError(f"{circuit} does not say of what model and task it is: give --model and --task.")
     path = runs.place(workspace, "runs", out, "circuit-score")
@@ -231,15 +239,30 @@ def load(name: str, workspace: Path) -> Circuit:
     return Circuit.load(path)
 
 
+def _task_of(name: str, workspace: Path) -> str | None:
+    """The task, a file's path included, of the run that found a circuit; None where there is no such run."""
+    for folder in (Path(name), workspace / "runs" / name):
+        if (folder / "run.json").exists():
+            return runs.read(folder).get("config", {}).get("task")
+    return None
+
+
 def two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, Task]:
-    """Prompts to find a circuit on, and others to judge it: those of another seed, or the second half of a file."""
+    """Prompts to find a circuit on, and others to judge it: those of another seed that are not among the first, or
+    the second half of a file."""
     from dataclasses import replace
 
     import interp
 
     task = interp.load_task(spec, model, n=n, seed=seed)
-    if not spec.endswith(".jsonl"):
-        return task, interp.load_task(spec, model, n=n, seed=seed + 1)
+    if not spec.endswith((".jsonl", ".json")):
+        drawn = interp.load_task(spec, model, n=n, seed=seed + 1)
+        found_on = {tuple(prompt.clean_tokens) for prompt in task.prompts}
+        others = [prompt for prompt in drawn.prompts if tuple(prompt.clean_tokens) not in found_on]
+        if len(others) < len(drawn):
+            n_same = len(drawn) - len(others)
+            print(f"{n_same} of {len(drawn)} other prompts are among those it is found on: left out.", file=sys.stderr)
+        return task, replace(drawn, prompts=others or drawn.prompts)
     if len(task) < 4:
         print(f"{len(task)} prompts in {spec}: the circuit is judged on those it is found on.", file=sys.stderr)
         return task, task

@@ -84,8 +84,8 @@ def _settings(sweep: PatchSweep, c: PatchConfig, model: Model) -> Settings:
         if by != ["layer", "position"] or sweep.components is not None:
             raise InputError("a trace is by layer,position, without components: leave them out.")
         return given | {"subject": sweep.subject, "noise": sweep.noise, "window": sweep.window, "draws": sweep.draws}
-    if sweep.subject is not None or sweep.window is not None:
-        raise InputError("subject and window are settings of a trace: add --method trace.")
+    if others := [key for key in ("subject", "window", "noise", "draws") if key in sweep.model_fields_set]:
+        raise InputError(f"{others[0]} is a setting of a trace: add --method trace.")
     there = (Path(c.workspace) / "saes" / sweep.site / "cfg.json").exists()
     known = {sweep.site: dictionary(sweep.site, c.workspace, model)} if there else {}
     return given | {"by": sweep.by, "components": sweep.components, "dictionaries": known}

@@ -69,8 +69,12 @@ def read_pairs(path: Path, model: Model, n: int | None = None) -> Task:
 
 
 def _of_lines(text: str, path: Path, model: Model, n: int | None) -> list[Prompt]:
-    prompts = []
-    for number, line in enumerate([line for line in text.splitlines() if line.strip()][:n], start=1):
+    prompts: list[Prompt] = []
+    for number, line in enumerate(text.split("\n"), start=1):  # U+2028 is a line's end to splitlines, not to JSON
+        if not line.strip():
+            continue
+        if n is not None and len(prompts) == n:
+            break
         try:
             prompts.append(_prompt(_Line.model_validate_json(line), model))
         except ValidationError as error:
