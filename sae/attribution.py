@@ -34,7 +34,7 @@ from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
 from interp.progress import Progress
-from sae.nodes import Elsewhere, Place, State, limit_of, sites_of
+from sae.nodes import Elsewhere, Place, State, check_baseline, limit_of, sites_of
 
 METHODS = ("atp", "ig")
 
@@ -50,11 +50,12 @@ class Settings:
     """Points between elsewhere and clean, both among them; the paper has 10."""
 
     def check(self, task: Task) -> None:
-        """InputError for a method there is not, a metric without a slope, too few steps."""
+        """InputError for a method or baseline there is not, a metric without a slope, too few steps."""
         if self.method not in METHODS:
             raise UnknownName(f'no method "{self.method}". Nearest: {nearest(self.method, METHODS)}.')
         if self.steps < 2:
             raise InputError(f"{self.steps} steps given: both ends are among them, so 2 or more.")
+        check_baseline(task, self.baseline)
         check_metric(self.metric, task, at_clean=False)
         if self.metric == "kl" and self.method == "atp":
             raise InputError('the metric "kl" has no slope on the clean run: use the method ig, or logit_diff.')
@@ -71,6 +72,7 @@ class _Chunk:
     slopes: list[Float[Tensor, "prompt pos d_out"]]
 
 
+@torch.no_grad()
 def node_scores(
     model: Model, task: Task, places: Sequence[Place], settings: Settings, *, progress: bool = False
 ) -> Float[np.ndarray, " node"]:
@@ -126,7 +128,6 @@ def _along(place: Place, here: State, there: State, slope: Float[Tensor, "prompt
     return torch.cat([latents, ((there.error - here.error) * slope).sum()[None]])
 
 
-@torch.no_grad()
 def _chunks(model: Model, task: Task, places: Sequence[Place], settings: Settings) -> Iterator[_Chunk]:
     elsewhere, all_tokens = Elsewhere(model, task, places, settings.baseline), task.tokens().to(model.device)
     last = layer_site(model.n_layers - 1, "resid_post")

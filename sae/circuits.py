@@ -280,7 +280,7 @@ def _edges(names: Sequence[str], scores: Float[np.ndarray, "sender receiver"]) -
     ends = [*names, "logits"]
     rows = np.argwhere(scores != 0)
     table = pd.DataFrame({
-        "sender": pd.Series([names[s] for s, _ in rows], dtype=object),
-        "receiver": pd.Series([ends[r] for _, r in rows], dtype=object), "score": scores[scores != 0],
+        "sender": pd.Series([names[s] for s, _ in rows], dtype="str"),
+        "receiver": pd.Series([ends[r] for _, r in rows], dtype="str"), "score": scores[scores != 0],
     })  # fmt: skip
     return table.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)

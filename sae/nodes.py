@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.causal.edges import BASELINES
-from interp.causal.interventions import Whole
-from interp.causal.references import Means
 from interp.causal.resuming import CleanPass, short_cuts
 from interp.causal.scoring import Scorer
 from interp.causal.sweeps import batches, tokens_at_once
@@ -115,52 +113,43 @@ def sites_of(places: Sequence[Place]) -> list[str]:
     return list(dict.fromkeys(site for place in places for site in (place.reads, place.writes)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Latents:
-    """All latents of a dictionary as a part of the activation that it reads (`interp.causal.interventions.Part`)."""
-
-    place: Place
-
-    @property
-    def site(self) -> str:
-        return self.place.reads
-
-    @property
-    def shared(self) -> Any:
-        return id(self.place)
-
-    def source(self, x: Float[Tensor, "prompt pos *rest"]) -> Float[Tensor, "prompt pos d_sae"]:
-        return self.place.dictionary.encode(x.flatten(2).to(self.place.dictionary.W_enc))
-
-    def pick(self, source: Tensor) -> Tensor:
-        return source
+def check_baseline(task: Task, baseline: str) -> None:
+    """UnknownName for a baseline there is not; InputError for "counterfactual" where the task has none."""
+    if baseline not in BASELINES:
+        raise UnknownName(f'no baseline "{baseline}". Nearest: {nearest(baseline, BASELINES)}.')
+    if baseline == "counterfactual" and not task.has_corrupted:
+        raise InputError(f'task "{task.name}" has prompts without "corrupted": use the baseline mean.')
 
 
 class Elsewhere:
     """The state of every place elsewhere: `of(prompts, length)`."""
 
     def __init__(self, model: Model, task: Task, places: Sequence[Place], baseline: str):
-        if baseline not in BASELINES:
-            raise UnknownName(f'no baseline "{baseline}". Nearest: {nearest(baseline, BASELINES)}.')
-        if baseline == "counterfactual" and not task.has_corrupted:
-            raise InputError(f'task "{task.name}" has prompts without "corrupted": use the baseline mean.')
+        check_baseline(task, baseline)
         self.model, self.places = model, places
         self.tokens = task.tokens("corrupted") if baseline == "counterfactual" else None
-        parts = [part for place in places for part in (_Latents(place), Whole(place.writes))]
-        self.means = Means(model, task, parts, batch=_prompts_at_once(task, places)) if baseline == "mean" else None
+        self.means = _means(model, task, places) if baseline == "mean" else []
 
-    @torch.no_grad()
     def of(self, prompts: Int[Tensor, " prompt"], length: int) -> list[State]:
-        if self.means is None:
+        if self.tokens is not None:
             return states(self.model, self.tokens[prompts, :length], self.places)
-        found = []
-        for place in self.places:
-            parts = (_Latents(place), Whole(place.writes))
-            latents, written = (self.means.of(part, length, by_position=True)[None] for part in parts)
-            latents = latents.to(place.dictionary.W_dec)
-            error = written.flatten(2).to(latents) - place.dictionary.decode(latents)
-            found.append(State(*(value.expand(len(prompts), -1, -1) for value in (latents, error))))
-        return found
+        return [State(*(value[:length].expand(len(prompts), -1, -1) for value in mean)) for mean in self.means]
+
+
+def _means(model: Model, task: Task, places: Sequence[Place]) -> list[tuple[Tensor, Tensor]]:
+    """Of every place the mean latents and error over the clean prompts, [pos ...]; summed in float64."""
+    count, totals = torch.zeros(task.length, 1, device=model.device), []
+    for place in places:
+        widths = place.dictionary.d_sae, place.dictionary.d_out
+        totals.append([count.new_zeros(task.length, width, dtype=torch.double) for width in widths])
+    for prompts in batches(task, limit_of(model, task, places)):
+        length = int(task.lengths[prompts[0]])
+        count[:length] += len(prompts)
+        for total, state in zip(totals, states(model, task.tokens()[prompts, :length], places), strict=True):
+            for mine, value in zip(total, state, strict=True):
+                mine[:length] += value.double().sum(0)
+    found = zip(places, totals, strict=True)
+    return [tuple((value / count).to(place.dictionary.W_dec) for value in total) for place, total in found]
 
 
 @torch.no_grad()
@@ -175,11 +164,6 @@ def limit_of(model: Model, task: Task, places: Sequence[Place]) -> int:
     """Tokens of a stack of prompts: what fits of the model and of the latents."""
     widest = max(place.dictionary.d_sae for place in places)
     return max(task.length, min(tokens_at_once(model, task.length), LATENTS_AT_ONCE // widest))
-
-
-def _prompts_at_once(task: Task, places: Sequence[Place]) -> int:
-    widest = max(place.dictionary.d_sae for place in places)
-    return max(1, LATENTS_AT_ONCE // (widest * task.length))
 
 
 class Patcher:

@@ -198,8 +198,8 @@ def relative(values: Float[np.ndarray, "set prompt"], what: str = "edges") -> Fl
 
 
 def interval(values: Float[np.ndarray, "set prompt"], seed: int, of) -> tuple[np.ndarray, np.ndarray]:
-    """95% percentile interval of `of(f [draw circuit])` of values as for `relative`: prompts drawn with replacement, the
-    same for every set."""
+    """95% percentile interval of `of(f [draw circuit])`, of values as `relative` has them; prompts drawn with
+    replacement, the same for every set."""
     n = values.shape[1]
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP) / n
     whole, nothing, *rest = values @ weights.T
