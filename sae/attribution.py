@@ -63,12 +63,11 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Prompts of one length: the state of each place here and elsewhere, and the slope of what it writes."""
+    """Prompts of one length: of each place its state elsewhere minus here, and the slope of what it writes."""
 
     tokens: Int[Tensor, "prompt pos"]
     value: Value
-    here: list[State]
-    there: list[State]
+    changes: list[State]
     slopes: list[Float[Tensor, "prompt pos d_out"]]
 
 
@@ -83,8 +82,8 @@ def node_scores(
     total = torch.zeros(places[-1].error + 1, dtype=torch.double)
     with Progress("attributing nodes", len(task), progress) as bar:
         for chunk in _chunks(model, task, places, settings):
-            for place, here, there, slope in zip(places, chunk.here, chunk.there, chunk.slopes, strict=True):
-                total[place.nodes] += _along(place, here, there, slope).double().cpu()
+            for place, change, slope in zip(places, chunk.changes, chunk.slopes, strict=True):
+                total[place.nodes] += _along(change, place.dictionary.W_dec, slope).double().cpu()
             bar.advance(len(chunk.tokens))
     return _sign(settings) * total.numpy() / len(task)
 
@@ -94,24 +93,27 @@ def edge_scores(
     model: Model, task: Task, places: Sequence[Place], nodes: Sequence[int], settings: Settings,
     *, progress: bool = False,
 ) -> Float[np.ndarray, "sender receiver"]:  # fmt: skip
-    """Edges between these nodes, by number; the last receiver is the logits. 0 where no edge is.
+    """Edges between these nodes, by number and rising; the last receiver is the logits. 0 where no edge is.
 
     A backward pass for each node of all but the first dictionary, and one for the logits, whose slope is the clean
-    run's.
+    run's (for kl it is 0 there).
     """
-    at = {node: k for k, node in enumerate(nodes)}
     mine = [[node for node in nodes if place.start <= node <= place.error] for place in places]
+    latents = [
+        [node - place.start for node in part if node < place.error] for part, place in zip(mine, places, strict=True)
+    ]
+    rows = [place.dictionary.W_dec[chosen] for place, chosen in zip(places, latents, strict=True)]
+    column = {node: k for k, node in enumerate(nodes)} | {None: len(nodes)}
     total = torch.zeros(len(nodes), len(nodes) + 1, dtype=torch.double)
     with Progress("attributing edges", len(task), progress) as bar:
         for chunk in _chunks(model, task, places, settings):
+            changes = [
+                State(every[..., chosen], error) for (every, error), chosen in zip(chunk.changes, latents, strict=True)
+            ]
             for receiver, slopes in _direct(model, places, mine, chunk):
-                for place, senders, here, there, slope in zip(
-                    places, mine, chunk.here, chunk.there, slopes, strict=False
-                ):
-                    found = _along(place, here, there, slope).double().cpu()
-                    rows = [at[node] for node in senders]
-                    column = at[receiver] if receiver is not None else len(nodes)
-                    total[rows, column] += found[[node - place.start for node in senders]]
+                for senders, change, decoder, slope in zip(mine, changes, rows, slopes, strict=False):
+                    found = _along(change, decoder, slope).double().cpu()[: len(senders)]  # the error comes last
+                    total[[column[node] for node in senders], column[receiver]] += found
             bar.advance(len(chunk.tokens))
     return _sign(settings) * total.numpy() / len(task)
 
@@ -121,11 +123,12 @@ def _sign(settings: Settings) -> int:
     return 1 if settings.metric in LOWER_IS_BETTER else -1
 
 
-def _along(place: Place, here: State, there: State, slope: Float[Tensor, "prompt pos d_out"]) -> Float[Tensor, " node"]:
-    """(there - here) . slope of each node of a place, summed over prompts and positions."""
-    pattern = "prompt pos d_sae, prompt pos d_sae -> d_sae"
-    latents = einsum(there.latents - here.latents, slope @ place.dictionary.W_dec.T, pattern)
-    return torch.cat([latents, ((there.error - here.error) * slope).sum()[None]])
+def _along(
+    change: State, rows: Float[Tensor, "latent d_out"], slope: Float[Tensor, "prompt pos d_out"]
+) -> Float[Tensor, " node"]:
+    """change . slope of latents with these decoder rows, and then of the error, summed over prompts and positions."""
+    latents = einsum(change.latents, slope @ rows.T, "prompt pos latent, prompt pos latent -> latent")
+    return torch.cat([latents, (change.error * slope).sum()[None]])
 
 
 def _chunks(model: Model, task: Task, places: Sequence[Place], settings: Settings) -> Iterator[_Chunk]:
@@ -146,7 +149,8 @@ def _chunks(model: Model, task: Task, places: Sequence[Place], settings: Setting
                 for place, a, b in zip(places, here, there, strict=True)
             ]
         slopes = [slope.flatten(2).to(place.dictionary.W_dec) for place, slope in zip(places, found, strict=True)]
-        yield _Chunk(tokens, value, here, there, slopes)
+        changes = [State(b.latents - a.latents, b.error - a.error) for a, b in zip(here, there, strict=True)]
+        yield _Chunk(tokens, value, changes, slopes)
 
 
 def _slopes(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xxhash
 from jaxtyping import Bool, Float
 
 from interp import runs
@@ -166,7 +167,10 @@ class FeatureCircuit:
             )
         places = places_of(model, dictionaries)
         if (given := _described(places)) != self.about["dictionaries"]:
-            raise InputError(f"the circuit is of the dictionaries {self.about['dictionaries']}, {given} given.")
+            raise InputError(
+                f"the circuit is of the dictionaries {_spelled(self.about['dictionaries'])}; given are "
+                f"{_spelled(given)}: load those it was found with."
+            )
         return Patcher(
             model, task, places, metric=metric or self.about["metric"], baseline=baseline or self.about["baseline"]
         )
@@ -255,10 +259,20 @@ def mask_of(places: Sequence[Place], names: Iterable[str]) -> Bool[np.ndarray, "
 
 
 def _described(places: Sequence[Place]) -> dict[str, dict[str, Any]]:
+    """What tells the dictionaries of a circuit from others."""
+
+    def digest(place: Place) -> str:
+        return xxhash.xxh3_64_hexdigest(place.dictionary.W_dec.detach().float().cpu().contiguous().numpy().tobytes())
+
     return {
-        place.name: {"site": short(place.reads), "out_site": short(place.writes), "d_sae": place.dictionary.d_sae}
+        place.name: {"site": short(place.reads), "out_site": short(place.writes), "d_sae": place.dictionary.d_sae,
+                     "decoder": digest(place)}
         for place in places
-    }
+    }  # fmt: skip
+
+
+def _spelled(described: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f'"{name}" ({d["site"]}, {d["d_sae"]} latents, {d["decoder"]})' for name, d in described.items())
 
 
 def _table(places: Sequence[Place], scores: Float[np.ndarray, " node"]) -> pd.DataFrame:

@@ -329,6 +329,7 @@ def test_scores_are_held_against_exact_patches(circuit, tiny_model, pairs, two):
 
 def test_a_circuit_comes_back_as_it_was_saved_and_is_drawn(circuit, tmp_path):
     import sae
+    from interp.errors import MissingFile
 
     circuit.save(tmp_path / "c")
     back = sae.FeatureCircuit.load(tmp_path / "c")
@@ -339,7 +340,7 @@ def test_a_circuit_comes_back_as_it_was_saved_and_is_drawn(circuit, tmp_path):
     assert len(drawn.data) == 1 + min(150, len(circuit.edges)) and len(drawn.data[-1].x) == 12
     smaller = circuit.top(5)
     assert set(smaller.edges.sender) <= set(smaller.kept) and len(smaller.figure().data[-1].x) == 5
-    with pytest.raises(sae.circuits.MissingFile, match="feature_circuit.json"):
+    with pytest.raises(MissingFile, match="feature_circuit.json"):
         sae.FeatureCircuit.load(tmp_path)
 
 
@@ -370,6 +371,8 @@ def test_what_cannot_be_is_refused_by_name(circuit, tiny_model, pairs, two, make
         circuit.of(["a/9999"])
     with pytest.raises(InputError, match="the circuit is of the dictionaries"):
         circuit.faithfulness(tiny_model, pairs, {"a": two["a"]})
+    with pytest.raises(InputError, match="load those it was found with"):
+        circuit.verify(tiny_model, pairs, two | {"a": make_dictionary(site=FIRST, seed=9)})
     other = replace(circuit, about=circuit.about | {"model": {"name": "other", "fingerprint": "sha256:0"}})
     with pytest.raises(WrongModel, match="load that model"):
         other.verify(tiny_model, pairs, two)
