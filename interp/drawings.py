@@ -87,9 +87,10 @@ def curve(rows: pd.DataFrame) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure:
-    """`estimate` against `exact` of each edge; on the line they agree."""
+    """`estimate` against `exact` of each edge or node, as the first column says; on the line they agree."""
+    what = table.columns[0]
     figure = go.Figure(go.Scatter(
-        x=table["exact"], y=table["estimate"], mode="markers", text=table["edge"].map(html.escape),
+        x=table["exact"], y=table["estimate"], mode="markers", text=table[what].map(html.escape),
         marker={"color": GREY, "size": 6},
         hovertemplate="%{text}<br>exact %{x:+.3g}, estimate %{y:+.3g}<extra></extra>", showlegend=False,
     ))  # fmt: skip
@@ -98,8 +99,47 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
         x=ends, y=ends, mode="lines", line={"color": RED, "width": 1}, hoverinfo="skip", showlegend=False
     )
     figure.update_layout(
-        title=f"{len(table)} edges: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor="white", height=380,
-        xaxis_title="exact: how much worse without the edge", yaxis_title="estimate",
+        title=f"{len(table)} {what}s: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor="white", height=380,
+        xaxis_title=f"exact: how much worse without the {what}", yaxis_title="estimate",
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
+    )  # fmt: skip
+    return figure
+
+
+def features(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
+    """A sparse feature circuit: a row a dictionary, from the first layer up, its nodes from the one that helps most to
+    the one that hurts most; the logits above. Red helps, blue hurts; a marker's area and an edge's width are sizes."""
+    rows = list(dict.fromkeys(nodes.sort_values("layer", kind="stable")["dictionary"]))
+    nodes = nodes.sort_values("score", ascending=False, kind="stable")
+    at = {"logits": (0.5, float(len(rows)))}
+    for y, name in enumerate(rows):
+        mine = nodes.loc[nodes["dictionary"] == name, "node"]
+        at |= {node: ((k + 0.5) / len(mine), float(y)) for k, node in enumerate(mine)}
+    figure = go.Figure()
+    drawn = edges.sort_values("score", key=abs, ascending=False, kind="stable")[:MOST_EDGES]
+    limit = max(drawn["score"].abs().max() if len(drawn) else 0.0, 1e-12)
+    for edge in drawn.itertuples():
+        (x0, y0), (x1, y1) = at[edge.sender], at[edge.receiver]
+        figure.add_scatter(
+            x=[x0, (x0 + x1) / 2, x1], y=[y0, (y0 + y1) / 2, y1], mode="lines", showlegend=False, opacity=0.6,
+            line={"color": RED if edge.score >= 0 else BLUE, "width": 0.3 + 4 * abs(edge.score) / limit},
+            hovertemplate=html.escape(f"{edge.sender}->{edge.receiver}: {edge.score:+.3g}") + "<extra></extra>",
+        )  # fmt: skip
+    size = nodes["score"].abs() / max(nodes["score"].abs().max() if len(nodes) else 0.0, 1e-12)
+    figure.add_scatter(
+        x=[at[node][0] for node in nodes["node"]], y=[at[node][1] for node in nodes["node"]], mode="markers",
+        marker={"size": 6 + 20 * size**0.5, "color": np.where(nodes["score"] >= 0, RED, BLUE),
+                "symbol": np.where(nodes["kind"] == "error", "triangle-up", "circle")},
+        text=[html.escape(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()],
+        hovertemplate="%{text}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    left = len(edges) - len(drawn)
+    more = f"; the {len(drawn)} strongest edges, {left:,} more are not drawn" if left else ""
+    figure.update_layout(
+        title=f"{len(nodes)} nodes{more}", height=260 + 120 * len(rows), plot_bgcolor="white", hovermode="closest",
+        margin={"l": 90, "r": 20, "t": 50, "b": 50}, xaxis={"visible": False},
+        yaxis={"tickvals": list(range(len(rows) + 1)), "ticktext": [*map(html.escape, rows), "logits"]},
+        annotations=[{"text": "red: helps, blue: hurts; triangle: error", "xref": "paper", "yref": "paper", "x": 0,
+                      "y": 0, "yshift": -35, "xanchor": "left", "showarrow": False}],
     )  # fmt: skip
     return figure

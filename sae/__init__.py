@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae import features as features
+    from sae.circuits import FeatureCircuit as FeatureCircuit
+    from sae.circuits import find_feature_circuit as find_feature_circuit
     from sae.dictionary import Dictionary as Dictionary
     from sae.evaluation import Report as Report
     from sae.evaluation import evaluate as evaluate
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Dictionary": "sae.dictionary",
+    "FeatureCircuit": "sae.circuits",
     "Report": "sae.evaluation",
     "clamp": "sae.splicing",
     "evaluate": "sae.evaluation",
+    "find_feature_circuit": "sae.circuits",
     "frontier": "sae.logs",
     "load": "sae.files",
     "probe": "sae.probing",

@@ -42,8 +42,8 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
     "command",
     [
         "demo", "record", "task", "ablate", "patch", "app", "store info", "circuit find", "circuit score",
-        "circuit show", "circuit compare", "sae train", "sae frontier", "sae eval", "sae features", "model info",
-        "model check",
+        "circuit show", "circuit compare", "circuit features", "sae train", "sae frontier", "sae eval",
+        "sae features", "model info", "model check",
     ],
 )  # fmt: skip
 def test_every_commands_help_has_an_example(command, capsys):

@@ -65,7 +65,7 @@ def faithfulness(
     patcher = _patcher(circuit, model, task, metric, baseline)
     others = [circuit.random(circuit.n_edges, seed + k).kept for k in range(n_random)]
     values = _values(patcher, [circuit.kept, *others])
-    f, (low, high) = _share(values), _interval(values, seed, lambda shares: shares[:, 0])
+    f, (low, high) = relative(values), interval(values, seed, lambda shares: shares[:, 0])
     whole, nothing, alone = values[:3].mean(1)
     return Faithfulness(
         float(f[0]), float(low), float(high), circuit.n_edges, tuple(map(float, f[1:])), patcher.metrics[0],
@@ -111,17 +111,17 @@ def curve(
     ours = [circuit.top(n, absolute=absolute).kept for n in numbers]
     drawn = [circuit.random(int(kept.sum()), seed + k).kept for k in range(n_random) for kept in ours]
     values = _values(patcher, [*ours, *drawn], name="curve")
-    f, n = _share(values), len(sizes)
+    f, n = relative(values), len(sizes)
     others = f[n:].reshape(n_random, n)
     own = np.concatenate([values[:2], values[2 : 2 + n]])
-    low, high = _interval(own, seed, lambda shares: shares)
+    low, high = interval(own, seed, lambda shares: shares)
     rows = pd.DataFrame({
         "share": sizes, "n_edges": [int(kept.sum()) for kept in ours], "faithfulness": f[:n], "ci_low": low,
         "ci_high": high, "random": others.mean(0), "random_low": others.min(0), "random_high": others.max(0),
     })  # fmt: skip
     areas = {}
     for name, height in (("CPR", lambda f: f), ("CMD", lambda f: np.abs(1 - f))):
-        low, high = _interval(own, seed, lambda shares, height=height: np.trapezoid(height(shares), sizes, axis=1))
+        low, high = interval(own, seed, lambda shares, height=height: np.trapezoid(height(shares), sizes, axis=1))
         each = np.trapezoid(height(others), sizes, axis=1)
         areas[name] = {"value": float(np.trapezoid(height(f[:n]), sizes)), "ci_low": float(low), "ci_high": float(high),
                        "random": float(each.mean())}  # fmt: skip
@@ -140,7 +140,7 @@ def completeness(
     sets = [[node for node in able if rng.random() < 0.5] for _ in range(n_sets)]
     kept = [np.where(np.isin(np.arange(len(circuit.kept)), gone)[:, None], False, whole)
             for whole in (circuit.kept, circuit.graph.allowed) for gone in sets]  # fmt: skip
-    f = _share(_values(patcher, kept)).reshape(2, n_sets)
+    f = relative(_values(patcher, kept)).reshape(2, n_sets)
     names = [", ".join(circuit.graph.senders[node] for node in gone) for gone in sets]
     return pd.DataFrame({"without": names, "circuit": f[0], "model": f[1], "gap": np.abs(f[0] - f[1])})
 
@@ -152,7 +152,7 @@ def minimality(
     circuit = circuit.on(model)
     edges = circuit.edges
     kept = [circuit.kept & ~circuit.graph.mask([edge]) for edge in edges]
-    f = _share(_values(_patcher(circuit, model, task, metric, baseline), [circuit.kept, *kept]))
+    f = relative(_values(_patcher(circuit, model, task, metric, baseline), [circuit.kept, *kept]))
     table = pd.DataFrame({"edge": edges, "loss_of_faithfulness": f[0] - f[1:]})
     return table.sort_values("loss_of_faithfulness", ascending=False, kind="stable", ignore_index=True)
 
@@ -187,16 +187,18 @@ def _values(
     return patcher.score(removed, name=name)[patcher.metrics[0]].astype(np.float64)
 
 
-def _share(values: Float[np.ndarray, "set prompt"]) -> Float[np.ndarray, " circuit"]:
-    """f of each circuit, of what `_values` gives. InputError where removing everything changes nothing."""
+def relative(values: Float[np.ndarray, "set prompt"], what: str = "edges") -> Float[np.ndarray, " circuit"]:
+    """f of each circuit, of the metric of the model, of nothing and of each circuit. InputError where removing
+    everything changes nothing."""
     whole, nothing, *rest = values.mean(1)
     if abs(whole - nothing) < 1e-6 * max(1, abs(whole)):
-        raise InputError(f"the metric is {whole:.4g} with all edges and with none: nothing to be faithful to.")
+        raise InputError(f"the metric is {whole:.4g} with all {what} and with none: nothing to be faithful to.")
     return (np.array(rest) - nothing) / (whole - nothing)
 
 
-def _interval(values: Float[np.ndarray, "set prompt"], seed: int, of) -> tuple[np.ndarray, np.ndarray]:
-    """95% percentile interval of `of(f [draw circuit])`, prompts drawn with replacement, the same for every set."""
+def interval(values: Float[np.ndarray, "set prompt"], seed: int, of) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile interval of `of(f [draw circuit])`, of values as `relative` has them; prompts drawn with
+    replacement, the same for every set."""
     n = values.shape[1]
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP) / n
     whole, nothing, *rest = values @ weights.T
@@ -208,11 +210,16 @@ def _interval(values: Float[np.ndarray, "set prompt"], seed: int, of) -> tuple[n
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of some edges beside what removing each alone does. `rows`: edge, estimate, exact."""
+    """Scores of some edges or nodes beside what removing each alone does. `rows`: edge (or node), estimate, exact."""
 
     rows: pd.DataFrame
     spearman: float
     pearson: float
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> Agreement:
+        numbers = rows[["estimate", "exact"]]
+        return cls(rows, float(numbers.rank().corr().iloc[0, 1]), float(numbers.corr().iloc[0, 1]))
 
     def table(self) -> pd.DataFrame:
         return self.rows.copy()
@@ -236,5 +243,4 @@ def verify(
     mean = values.astype(np.float64).mean(1)
     exact = (mean[1:] - mean[0]) * (1 if patcher.metrics[0] in LOWER_IS_BETTER else -1)
     rows = pd.DataFrame({"edge": edges, "estimate": [circuit.scores[graph.at[e]] for e in edges], "exact": exact})
-    numbers = rows[["estimate", "exact"]]
-    return Agreement(rows, float(numbers.rank().corr().iloc[0, 1]), float(numbers.corr().iloc[0, 1]))
+    return Agreement.of(rows)
