@@ -21,7 +21,7 @@ import xxhash
 from jaxtyping import Bool, Float
 
 from interp import runs
-from interp.causal.circuits import check_able
+from interp.causal.ability import check_ability
 from interp.causal.effects import about
 from interp.causal.verdicts import Agreement, interval, relative
 from interp.decoder.sites import layer_of, short
@@ -234,7 +234,8 @@ def find_feature_circuit(
     if n_nodes < 1:
         raise InputError(f"{n_nodes} nodes given: a circuit has one or more.")
     places = places_of(model, dictionaries)
-    check_able(model, task, force)
+    if not force:
+        check_ability(model, task)
     scores = node_scores(model, task, places, settings, progress=progress)
     nodes = _table(places, scores)
     said = about(
