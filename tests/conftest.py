@@ -123,3 +123,38 @@ def make_dictionary():
         ).requires_grad_(False)
 
     return make
+
+
+def config_of(family, n_tokens):
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig, OPTConfig
+
+    ids = {"vocab_size": n_tokens, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 32}
+    wide = sizes | {"intermediate_size": 48, "initializer_range": 0.2}
+    return {
+        "gpt2": lambda: GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=32, initializer_range=0.2, **ids),
+        "llama": lambda: LlamaConfig(num_key_value_heads=2, **wide, **ids),
+        "mixtral": lambda: MixtralConfig(num_key_value_heads=2, num_local_experts=4, **wide, **ids),
+        "opt": lambda: OPTConfig(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2, **sizes, **ids),
+        "neox": lambda: GPTNeoXConfig(**wide, **ids),
+    }[family]()
+
+
+@pytest.fixture(scope="session")
+def make_model(tiny_dir, tmp_path_factory):
+    """A random model of 3 layers of a family (`config_of`), with the tiny model's tokenizer."""
+
+    def make(family):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from interp.decoder.loading import load_model
+
+        folder = tmp_path_factory.mktemp(family)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config_of(family, len(tokenizer))).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_model(str(folder))
+
+    return make

@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-from test_sweeps import assert_same, config_of, slowly
+from test_sweeps import assert_same, slowly
 
 LENGTH = 6
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "opt", "neox"])
-def model(request, tiny_dir, tmp_path_factory):
+def model(request, make_model):
     """A random model of each family: learned positions, rotations and grouped keys, no hooked pattern, parallel."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from interp.decoder.loading import load_model
-
-    folder = tmp_path_factory.mktemp(request.param)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of(request.param, len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_model(str(folder))
+    return make_model(request.param)
 
 
 @pytest.fixture(scope="module")

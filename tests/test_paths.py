@@ -5,25 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_sweeps import FAMILIES, config_of
+from test_sweeps import FAMILIES
 
 ATOL = 2e-5
 """float32, sums in another order; differences are of size 1."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tiny_dir, tmp_path_factory):
+def model(request, make_model):
     """A random model of each family."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from interp.decoder.loading import load_model
-
-    folder = tmp_path_factory.mktemp(request.param)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of(request.param, len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_model(str(folder))
+    return make_model(request.param)
 
 
 @pytest.fixture(scope="module")
