@@ -30,7 +30,7 @@ from interp.causal.graph import Graph
 from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
 from interp.decoder import parts
-from interp.decoder.hooks import Edit, captured, edited
+from interp.decoder.hooks import Edit, Enough, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
@@ -71,10 +71,6 @@ def metric_value(model: Model, task: Task, prompts: Int[Tensor, " prompt"], metr
     return value
 
 
-class _Enough(Exception):
-    """The last block has written: the logits that are needed are computed apart."""
-
-
 def recorded(model: Model, tokens: Tensor, keep: list[str], edits: Mapping[str, Edit]) -> dict[str, Tensor]:
     """A pass with `edits` whose activations at `keep` and after the last block are in autograd's graph."""
     seen: dict[str, Tensor] = {}
@@ -85,7 +81,7 @@ def recorded(model: Model, tokens: Tensor, keep: list[str], edits: Mapping[str, 
             value = edits[site](value) if site in edits else value
             seen[site] = value.detach().requires_grad_() if site == first else value
             if site == last:
-                raise _Enough
+                raise Enough
             return seen[site]
 
         return edit
@@ -93,7 +89,7 @@ def recorded(model: Model, tokens: Tensor, keep: list[str], edits: Mapping[str, 
     try:
         with torch.enable_grad(), edited(model, {site: at(site) for site in {*keep, *edits, first, last}}):
             model(tokens)
-    except _Enough:
+    except Enough:
         pass
     return seen
 

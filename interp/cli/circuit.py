@@ -96,10 +96,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
     from interp.causal.verdicts import curve as measured
     from interp.causal.verdicts import verify as held
 
-    prompts, others = two_sets(loaded, c.task, c.n, c.seed)
-    if c.baseline == "counterfactual":
-        for half in (prompts, others):  # of one length with their twins?
-            half.tokens("corrupted")
+    prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
     with runs.recording(
         path, kind="circuit", config=settings, model=loaded.provenance(), seed=c.seed, device=str(loaded.device),
@@ -247,9 +244,18 @@ def _task_of(name: str, workspace: Path) -> str | None:
     return None
 
 
-def two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, Task]:
+def two_sets(model: Model, spec: str, n: int | None, seed: int, baseline: str) -> tuple[Task, Task]:
     """Prompts to find a circuit on, and others to judge it: those of another seed that are not among the first, or
-    the second half of a file."""
+    the second half of a file. InputError, before anything is searched, where a counterfactual baseline has no twins of
+    one length for either."""
+    sets = _two_sets(model, spec, n, seed)
+    if baseline == "counterfactual":
+        for task in sets:
+            task.tokens("corrupted")
+    return sets
+
+
+def _two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, Task]:
     from dataclasses import replace
 
     import interp

@@ -32,7 +32,7 @@ class Features(BaseModel):
     metric: str | None = Field(None, description="logit_diff, loss, prob, kl.")
     baseline: str = Field("counterfactual", description="What a node not kept has: counterfactual or mean.")
     steps: int = Field(10, description="Points between elsewhere and clean, both among them.", ge=2)
-    n: int | None = Field(None, description="Number of prompts; as many others judge the circuit.", ge=1)
+    n: int | None = Field(None, description="Prompts; as many others judge it, or of a file the second half.", ge=1)
     verify: int = Field(0, description="Hold this many random nodes' scores against exact patching.", ge=0)
     seed: int = Field(0, description="Of the prompts drawn, random node sets and the bootstrap.")
     force: bool = Field(False, description="Go on where the model cannot do the task.")
@@ -87,7 +87,7 @@ def features(
 
     dictionaries = {folder.name: library.load(folder) for folder in folders}
     loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
-    prompts, others = two_sets(loaded, c.task, c.n, c.seed)
+    prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
     with runs.recording(
         path, kind="circuit-features", config=settings, model=loaded.provenance(), seed=c.seed,

@@ -69,8 +69,8 @@ def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
         yield
 
 
-class _Enough(Exception):
-    """Every activation asked for has been seen."""
+class Enough(Exception):
+    """What is wanted of a pass has been seen: raised in a hook, it ends the pass."""
 
 
 def watch(
@@ -90,7 +90,7 @@ def watch(
             functions[name](value)
             waiting.discard(name)
             if not waiting and not logits:
-                raise _Enough
+                raise Enough
 
         return hook
 
@@ -98,13 +98,13 @@ def watch(
         with _between(model, {name: seen(name) for name in functions}):
             try:
                 return model.plain_pass(tokens, logits=logits)
-            except _Enough:
+            except Enough:
                 return None
     inside = any(".attn." in name or name.endswith("hook_attn_out") for name in functions)
     with _hooked(model, {name: seen(name) for name in functions}), nullcontext() if inside else model.fused_attention():
         try:
             return model(tokens)
-        except _Enough:
+        except Enough:
             return None
 
 
