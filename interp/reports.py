@@ -38,7 +38,7 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
             parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
         parts.append(_rows(shown))
         parts += _groups(rows)
-    return _page(name, parts, run, effects.about.get("prompts"))
+    return page(name, parts, run, effects.about.get("prompts"))
 
 
 def circuit_html(
@@ -56,16 +56,16 @@ def circuit_html(
     parts.append(circuit.figure().to_html(full_html=False, include_plotlyjs=False))
     if curve is not None:
         parts += ["<h2>Faithfulness by size</h2>", curve.figure().to_html(full_html=False, include_plotlyjs=False)]
-        parts += [_table(curve.areas.reset_index(names="area")), _table(curve.rows)]
+        parts += [table_html(curve.areas.reset_index(names="area")), table_html(curve.rows)]
     table = circuit.table()
     kept = table[table.in_graph]
-    parts += ["<h2>Strongest edges</h2>", _table(kept[:N_ROWS])]
+    parts += ["<h2>Strongest edges</h2>", table_html(kept[:N_ROWS])]
     parts.append(f"<p>{len(kept) - N_ROWS:,} more edges in circuit.json.</p>" if len(kept) > N_ROWS else "")
-    return _page(name, parts, run, said.get("prompts"))
+    return page(name, parts, run, said.get("prompts"))
 
 
-def _page(name: str, parts: list[str], run: dict[str, Any], prompts: str | None) -> str:
-    """A page that needs nothing else, with what made the run at its end."""
+def page(name: str, parts: list[str], run: dict[str, Any], prompts: str | None = None) -> str:
+    """A page that needs nothing else: `parts` are its HTML, escaped; what made the run stands at its end."""
     from plotly.offline import get_plotlyjs
 
     made = {key: run.get(key) for key in ("command", "config", "model", "seed", "versions", "started", "device")}
@@ -92,10 +92,11 @@ def _rows(rows: pd.DataFrame) -> str:
     left = len(rows) - len(order)
     more = f"<p>{left:,} more rows in effects.parquet.</p>" if left else ""
     columns = [column for column in _SHOWN if column in rows]
-    return _table(rows.loc[order, columns]) + more
+    return table_html(rows.loc[order, columns]) + more
 
 
-def _table(rows: pd.DataFrame) -> str:
+def table_html(rows: pd.DataFrame) -> str:
+    """A table of a page, escaped."""
     return rows.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0)
 
 

@@ -108,7 +108,7 @@ class FeatureCircuit:
 
     def figure(self) -> Figure:
         """The nodes by dictionary and the edges between them: red where a node or edge helps, blue where it hurts."""
-        from interp.drawings import features
+        from interp.plots.circuits import features
 
         return features(self.nodes[self.nodes["in_circuit"]], self.edges)
 

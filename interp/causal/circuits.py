@@ -139,7 +139,7 @@ class Circuit:
 
     def figure(self) -> Figure:
         """The nodes by layer, and the edges between them: red where the edge helps, blue where it hurts."""
-        from interp.drawings import circuit
+        from interp.plots.circuits import circuit
 
         return circuit(self.table(), self.graph.nodes)
 

@@ -94,7 +94,7 @@ class Curve:
         return float(self.areas.loc["CMD", "value"])
 
     def figure(self) -> Figure:
-        from interp.drawings import curve
+        from interp.plots.circuits import curve
 
         return curve(self.rows)
 
@@ -225,7 +225,7 @@ class Agreement:
         return self.rows.copy()
 
     def figure(self) -> Figure:
-        from interp.drawings import agreement
+        from interp.plots.circuits import agreement
 
         return agreement(self.rows, self.spearman, self.pearson)
 

@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots import BLUE, RED
+from interp.plots.colours import BLUE, GREY, RED
 
 MOST_EDGES = 150
 """Edges drawn at most, the strongest ones: more cannot be told apart."""
-
-GREY = "rgb(110,120,135)"
 
 
 def place(node: str) -> tuple[float, float]:

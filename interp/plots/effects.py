@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.plots.colours import BLUE, RED, WHITE
+
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
 """Metrics that rise when a model gets worse."""
 
@@ -26,7 +28,6 @@ PATCHING = {
 }
 """Methods that carry activations between runs, and how to read their `normalized`."""
 
-RED, WHITE, BLUE = "rgb(178,24,43)", "rgb(247,247,247)", "rgb(33,102,172)"
 _COMPONENT = re.compile(r"L(\d+)(?:H(\d+)(?:\.\w+)?|\.(\w+))")
 
 
@@ -142,7 +143,7 @@ def head_map(table: pd.DataFrame) -> go.Figure:
     table = one_view(table)
     grid = component_grid(table)
     assert grid is not None, "head_map needs heads, attention layers or MLPs"
-    figure = _clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
+    figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
     figure.update_layout(title=_title(table), xaxis_title="head", yaxis_title="layer")
     return figure
 
@@ -164,21 +165,21 @@ def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) ->
     names = [[f"{row}@{column}" for column in columns] for row in rows]
     first = table.iloc[0]
     colours = scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized")
-    figure = _clickable(values, columns, rows, names, hover, colours)
+    figure = clickable(values, columns, rows, names, hover, colours)
     if ticks:
-        shown = [f"{html.escape(_visible(ticks.get(column, '')))}<br>{html.escape(column)}" for column in columns]
+        shown = [f"{html.escape(visible(ticks.get(column, '')))}<br>{html.escape(column)}" for column in columns]
         figure.update_xaxes(ticktext=shown, tickangle=0 if len(columns) <= 16 else -60)
     figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
     return figure
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
     """A token as it can be read on an axis: a line break is an arrow, a long one is cut."""
     text = token.replace("\n", "↵").strip(" ") or "␣"
     return text if len(text) <= 12 else f"{text[:11]}…"
 
 
-def _clickable(
+def clickable(
     values: list[list[float | None]],
     columns: list[str],
     rows: list[str],
@@ -210,12 +211,12 @@ def _clickable(
         plot_bgcolor="rgb(200,200,200)",
         height=max(260, (28 if len(rows) <= 40 else 14) * len(rows) + 150),
         margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
-        annotations=[_footnote(colours.formula)],
+        annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure
 
 
-def _footnote(text: str) -> dict[str, object]:
+def footnote(text: str) -> dict[str, object]:
     return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left",
             "showarrow": False, "font": {"size": 12}}  # fmt: skip
 
@@ -245,7 +246,7 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     figure.update_layout(
         title=_title(table), xaxis_title=f"effect on {html.escape(str(table['metric'].iloc[0]))}",
         yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
-        margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[_footnote(colours.formula)],
+        margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure
 
@@ -288,26 +289,4 @@ def histogram(prompts: pd.DataFrame, row: pd.Series) -> go.Figure:
         xaxis_title=f"effect on {html.escape(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
         height=260, margin={"l": 50, "r": 10, "t": 35, "b": 45}, showlegend=False,
     )  # fmt: skip
-    return figure
-
-
-def frontier(table: pd.DataFrame) -> go.Figure:
-    """What sparsity costs: FVU (lower is better) by L0 of each dictionary in `sae.frontier`'s table; a line for each
-    architecture, width and site."""
-    figure = go.Figure()
-    for (site, architecture, d_sae), group in table.sort_values("l0").groupby(["site", "architecture", "d_sae"]):
-        label = f"{architecture}, {d_sae} latents, {site}"
-        figure.add_scatter(
-            x=group["l0"], y=group["fvu"], mode="lines+markers", name=label, text=group["name"],
-            hovertemplate="%{text}<br>L0 %{x:.1f}, FVU %{y:.4f}<extra></extra>",
-        )  # fmt: skip
-    ticks = sorted(table["l0"].round(1).unique())
-    figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, template="plotly_white",
-        margin={"t": 50, "l": 70, "r": 20, "b": 60}, height=420,
-    )  # fmt: skip
-    figure.update_xaxes(title="L0: active latents at a token", type="log")
-    if len(ticks) <= 10:
-        figure.update_xaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    figure.update_yaxes(title="FVU: variance left unexplained", rangemode="tozero")
     return figure

@@ -1,0 +1,4 @@
+"""The two ends of every signed scale, its middle, and what is neither."""
+
+RED, WHITE, BLUE = "rgb(178,24,43)", "rgb(247,247,247)", "rgb(33,102,172)"
+GREY = "rgb(110,120,135)"
