@@ -19,7 +19,7 @@ def test_an_edited_continuation_stands_beside_its_baseline(capsys, tiny_dir, tmp
     ask = ["When Mary", "<b>The keys", "--model", tiny_dir, "--edit", "L0H1=0, L1.mlp*0.5", "--max-new-tokens", 5,
            "--workspace", tmp_path, "--out", "g"]  # fmt: skip
     code, out, _ = run(capsys, *ask)
-    assert code == 0 and out.count("edited") == 2 and out.count("baseline") == 3  # and the mean KL
+    assert code == 0 and out.count("  edited  '") == 2 and out.count("baseline  '") == 2
     folder = tmp_path / "runs" / "g"
     said = json.loads((folder / "run.json").read_text())
     assert (said["kind"], said["status"], said["config"]["edit"]) == ("generate", "done", ["L0H1=0, L1.mlp*0.5"])
