@@ -8,14 +8,17 @@ import uuid
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from torch import Tensor
 
 from interp import runs
 from interp.errors import InputError, nearest
-from sae.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae.trainer import Trainer
 
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Where else the lines of a log can go, and the package that takes them there."""
