@@ -5,7 +5,8 @@
 
 Nodes are `<name>/<latent>` and `<name>/error`, the error of a dictionary one node; scores say how much worse the metric
 gets when a node alone has its corrupted (or mean) value, in the metric's unit: positive helps (`sae.attribution`).
-Every verdict is of runs in which exactly the nodes kept are left to the model (`sae.nodes`), never of scores. No torch is imported before a circuit is sought or judged.
+Every verdict is of runs in which exactly the nodes kept are left to the model (`sae.nodes`), never of scores. No torch
+is imported before a circuit is sought or judged.
 """
 
 from __future__ import annotations
