@@ -3,7 +3,6 @@ out."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.labels import escaped
 
 MOST_EDGES = 150
 """Edges drawn at most, the strongest ones: more cannot be told apart."""
@@ -59,7 +59,7 @@ def circuit(
     at = [place(node, *shape) for node in used]
     figure.add_scatter(
         x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="top center", showlegend=False,
-        text=[html.escape(f"{node} {labels.get(node, '')}".strip()) for node in used], hoverinfo="text",
+        text=[escaped(f"{node} {labels.get(node, '')}".strip()) for node in used], hoverinfo="text",
         marker={"size": [22 if node == selected else 14 for node in used], "color": GREY, "opacity": 1},
         customdata=used,
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
@@ -106,7 +106,7 @@ def _edges(lines: Sequence[Line]) -> list[go.Scatter]:
     return [*traces, go.Scatter(
         x=[x for x, _ in middles], y=[y for _, y in middles], mode="markers", marker={"size": 9, "opacity": 0},
         selected=hidden, unselected=hidden, customdata=[line.name for line in lines], showlegend=False,
-        text=[html.escape(f"{line.name}: {line.score:+.3g}") for line in lines],
+        text=[escaped(f"{line.name}: {line.score:+.3g}") for line in lines],
         hovertemplate="%{text}<extra></extra>",
     )]  # fmt: skip
 
@@ -165,7 +165,7 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
     """`estimate` against `exact` of each edge or node, as the first column says; on the line they agree."""
     what = table.columns[0]
     figure = go.Figure(go.Scatter(
-        x=table["exact"], y=table["estimate"], mode="markers", text=table[what].map(html.escape),
+        x=table["exact"], y=table["estimate"], mode="markers", text=table[what].map(escaped),
         marker={"color": GREY, "size": 6},
         hovertemplate="%{text}<br>exact %{x:+.3g}, estimate %{y:+.3g}<extra></extra>", showlegend=False,
     ))  # fmt: skip
@@ -207,13 +207,13 @@ def features(
         marker={"size": 8 + 20 * size**0.5, "color": np.where(nodes["score"] >= 0, RED, BLUE),
                 "symbol": np.where(nodes["kind"] == "error", "triangle-up", "circle"),
                 "opacity": 1, "line": {"width": [4 if node == selected else 1 for node in names], "color": "white"}},
-        text=[html.escape(labels.get(node, "")) for node in names], textposition="bottom center", customdata=names,
-        hovertext=[html.escape(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()], hoverinfo="text",
+        text=[escaped(labels.get(node, "")) for node in names], textposition="bottom center", customdata=names,
+        hovertext=[escaped(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()], hoverinfo="text",
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
     )  # fmt: skip
     title = f"{len(nodes)} nodes, {_counted(len(edges), len(drawn))}"
     _laid_out(figure, title, 260 + 120 * len(rows), "red helps, blue hurts; triangle: error")
     return figure.update_layout(
         yaxis={"visible": True, "tickvals": list(range(len(rows) + 1)), "showgrid": False, "zeroline": False,
-               "ticktext": [*map(html.escape, rows), "logits"]}, margin={"l": 90},
+               "ticktext": [*map(escaped, rows), "logits"]}, margin={"l": 90},
     )  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import GREY, RED
+from interp.plots.labels import escaped
 
 
 def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
@@ -17,7 +16,7 @@ def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
     place = table["component"].where(table["position"].astype(str) == "all",
                                      table["component"] + " at " + table["position"].astype(str))  # fmt: skip
     largest = table["difference"].abs().rank(ascending=False, method="first") <= 10
-    safe = place.map(html.escape)
+    safe = place.map(escaped)
     figure = go.Figure(go.Scatter(
         x=table["effect_other"], y=table["effect"], mode="markers+text", text=safe.where(largest, ""),
         textposition="top center", hovertext=safe + table["difference"].map(": difference {:+.3g}".format),
@@ -29,9 +28,9 @@ def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip", showlegend=False
     )
-    unit, n = html.escape(str(table["metric"].iloc[0])), int(table["n"].max())
+    unit, n = escaped(str(table["metric"].iloc[0])), int(table["n"].max())
     return figure.update_layout(
         title=f"effects on {unit}, the same {n} prompts; red: they differ (q < .05)", height=480,
-        xaxis_title=html.escape(names[1]), yaxis_title=html.escape(names[0]), plot_bgcolor="white",
+        xaxis_title=escaped(names[1]), yaxis_title=escaped(names[0]), plot_bgcolor="white",
         margin={"t": 50, "l": 60, "r": 20, "b": 50},
     )  # fmt: skip
