@@ -21,8 +21,15 @@ page = st.navigation(
     [
         st.Page(state.RUNS, title="Runs", default=True),
         st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
+        st.Page(state.PATCHING, title="Patching", url_path="patching"),
+        st.Page(state.CIRCUIT, title="Circuit", url_path="circuit"),
         st.Page(state.FEATURES, title="Features", url_path="features"),
+        st.Page(state.FEATURE, title="Feature", url_path="feature"),
+        st.Page(state.TRAINING, title="Training", url_path="training"),
     ],
     position="top",
 )
-page.run()
+try:
+    page.run()
+except Exception as error:  # whatever a file of the workspace made a page do
+    state.problem("This page cannot be shown: a file of the workspace is not what it should be.", error)
