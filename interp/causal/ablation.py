@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.causal import references, sweeps
 from interp.causal.effects import Effects, about, build
 from interp.causal.finished import Finished
-from interp.causal.interventions import Along, Intervention, Latent, Part, Whole, Write, split_method
+from interp.causal.interventions import Intervention, Part, Write, named, split_method
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -174,7 +174,7 @@ def ablate(
         directions=directions, seed=seed,
     )  # fmt: skip
     todo = todo if shard is None else todo.shard(*shard)
-    parts = {c: _part(c, dictionaries or {}, directions or {}) for t in todo.targets for c in t.members}
+    parts = {c: named(c, dictionaries or {}, directions or {}) for t in todo.targets for c in t.members}
     masks = {p: None if p == "all" else torch.arange(task.length) == task.at(p)[:, None] for p in todo.positions}
     bases = {split_method(name)[0] for name in todo.methods}
     used = [parts[c] for number in dict(todo.places) for c in todo.targets[number].members]
@@ -200,14 +200,6 @@ def ablate(
     ]
     said = about(model, task, seed, reference=(reference or task).name, slow_because=slow)
     return build(places, values, found.baseline, seed=seed, about=said)
-
-
-def _part(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
-    if component.kind == "latent":
-        return Latent(component.site, dictionaries[component.of], component.index)
-    if component.kind == "direction":
-        return Along(component.site, directions[component.of])
-    return Whole(component.site, component.index if component.kind in ("head", "neuron") else None)
 
 
 def _replacement(method: str, part: Part, means: references.Means | None, length: int) -> Tensor | None:

@@ -7,6 +7,7 @@ stays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.decoder.sites import Component
 from interp.errors import UnknownName, nearest
 
 METHODS = {
@@ -142,6 +144,15 @@ class Latent:
         changed[..., self.index] = new.to(latents)
         moved = self.dictionary.decode(changed) - self.dictionary.decode(latents)
         x += moved.detach().reshape(x.shape).to(x)
+
+
+def named(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
+    """The part that a component is; a latent of one of `dictionaries`, a direction of `directions`."""
+    if component.kind == "latent":
+        return Latent(component.site, dictionaries[component.of], component.index)
+    if component.kind == "direction":
+        return Along(component.site, directions[component.of])
+    return Whole(component.site, component.index if component.kind in ("head", "neuron") else None)
 
 
 @dataclass(frozen=True, eq=False)

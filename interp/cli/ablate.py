@@ -11,7 +11,7 @@ import typer
 from interp.cli import options
 from interp.cli.batch import Command, Settings, batch, dictionary, task_of
 from interp.cli.config import Config, Sweep, file_schema
-from interp.errors import InputError, MissingFile
+from interp.cli.editing import vector
 
 if TYPE_CHECKING:
     from interp.causal.effects import Effects
@@ -60,7 +60,7 @@ def _settings(sweep: Sweep, c: Config, model: Model, task: Task) -> Settings:
     return {
         "components": sweep.components, "method": sweep.method, "metric": sweep.metric, "position": sweep.position,
         "seed": sweep.seed, "dictionaries": _dictionaries(sweep, c, model),
-        "directions": {name: _direction(name, Path(file), model) for name, file in sweep.directions.items()},
+        "directions": {name: vector(name, Path(file), model) for name, file in sweep.directions.items()},
         "reference": None if sweep.reference is None else task_of(
             sweep.reference, model, sweep.model_copy(update={"n": None, "corruption": None})
         ),
@@ -86,24 +86,3 @@ def _dictionaries(sweep: Sweep, c: Config, model: Model) -> dict[str, Any]:
     names = [piece for entry in given for piece in (entry if isinstance(entry, list) else [entry])]
     wanted = {name.strip().rpartition("/")[0] for piece in names for name in piece.replace("+", ",").split(",")} - {""}
     return {name: dictionary(name, c.workspace, model) for name in sorted(wanted)}
-
-
-def _direction(name: str, path: Path, model: Model) -> Any:
-    """The vector in a safetensors file: the tensor of that name, or its only one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise MissingFile(f'no file "{path}" for the direction "{name}".')
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file: {error}.") from None
-    vector = tensors.get(name, next(iter(tensors.values())) if len(tensors) == 1 else None)
-    if vector is None:
-        raise InputError(f'{path} has the tensors {", ".join(tensors)}, none called "{name}".')
-    if tuple(vector.shape) != (model.d_model,) or not vector.float().norm() > 0:
-        raise InputError(
-            f"{path}: a direction is a vector of {model.d_model} numbers, not all 0; {tuple(vector.shape)}."
-        )
-    return vector.to(model.device)

@@ -202,7 +202,8 @@ def components(
         return found
 
     def together(name: str) -> list[Component | Group]:
-        if name in single or name in sets or not re.search(r"[+-]", name):
+        of_a_direction = name.partition("@")[0] in directions  # which may have a hyphen in its name
+        if of_a_direction or name in single or name in sets or not re.search(r"[+-]", name):
             return list(one(name))
         pieces = re.findall(r"(^|[+-])([^+-]+)", name)
         kept = dict.fromkeys(c for sign, piece in pieces if sign != "-" for c in one(piece.strip()))

@@ -1,0 +1,101 @@
+"""Edits of a run by name, for what looks at a run that is not the model's own: lenses, heads, generation.
+
+    L3H5=0               the head writes nothing
+    L2.mlp*0.5           the MLP writes half of what it did
+    demo/417=8           the latent of the dictionary `demo` is held at 8; what the dictionary does not explain stays
+    joy@3.resid_post+4   4 units further along the direction `joy`, taken at length 1
+    joy@3.resid_post=0   projected out
+
+An edit acts on each position by itself, so it is the same on a whole text and on a token that is added to one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.causal.interventions import Part, named
+from interp.decoder.hooks import Edit
+from interp.decoder.loading import Model
+from interp.decoder.sites import components
+from interp.errors import InputError, UnknownSite, nearest
+
+_NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)"
+_SPEC = re.compile(rf"(?P<component>.+?)(?:(?P<operator>[=*])(?P<number>[+-]?{_NUMBER})|(?P<added>[+-]{_NUMBER}))")
+
+OPERATORS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "=": torch.full_like,
+    "*": lambda old, number: old * number,
+    "+": lambda old, number: old + number,
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """`component`, an operator ("=", "*", "+") and its number."""
+
+    component: str
+    operator: str
+    number: float
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        """`Spec.of("joy@3.resid_post-4")` is `Spec("joy@3.resid_post", "+", -4.0)`. InputError for another form."""
+        match = _SPEC.fullmatch(text.strip())
+        if match is None:
+            raise InputError(f'"{text}" is no edit: write L3H5=0, L2.mlp*0.5, demo/417=8 or joy@3.resid_post+4.')
+        number = float(match["number"] or match["added"])
+        return cls(match["component"].strip(), match["operator"] or "+", number)
+
+
+def split(specs: str | Sequence[str]) -> list[Spec]:
+    """Several edits: a list, or one string with commas."""
+    return [Spec.of(text) for given in ([specs] if isinstance(specs, str) else specs) for text in given.split(",")]
+
+
+def parse(
+    model: Model,
+    specs: str | Sequence[str],
+    *,
+    dictionaries: Mapping[str, Any] | None = None,
+    directions: Mapping[str, Tensor] | None = None,
+) -> dict[str, Edit]:
+    """Hook point -> edit, as `interp.edited`, `interp.generate` and the lenses take them; those of one place are made
+    in the order given. A component is one of `interp.decoder.sites.components`: also a group (`L3H5+L4H1=0`) or a set
+    (`L3.heads=0`), which are edited together.
+
+    UnknownComponent, UnknownSite, and InputError for what cannot be added to.
+    """
+    writes: dict[str, list[tuple[Part, Spec]]] = {}
+    for spec in split(specs):
+        targets = components(
+            spec.component, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
+            dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
+            directions=directions or {},
+        )  # fmt: skip
+        for component in (member for target in targets for member in target.members):
+            if component.site not in model.sites:
+                raise UnknownSite(
+                    f'"{model.name}" has no {component.site} for "{component.name}". '
+                    f"Nearest: {nearest(component.site, model.sites)}."
+                )
+            if spec.operator == "+" and component.kind not in ("latent", "direction", "neuron"):
+                raise InputError(f'"{spec.component}" is no number to add {spec.number:g} to: use =0 or *0.5.')
+            part = named(component, dictionaries or {}, directions or {})
+            writes.setdefault(component.site, []).append((part, spec))
+    return {site: _edit(parts) for site, parts in writes.items()}
+
+
+def _edit(writes: Sequence[tuple[Part, Spec]]) -> Edit:
+    def edit(value: Tensor) -> Tensor:
+        changed = value.clone()
+        for part, spec in writes:
+            part.write(changed, OPERATORS[spec.operator](part.pick(part.source(changed)), spec.number))
+        return changed
+
+    return edit
