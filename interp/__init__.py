@@ -24,6 +24,11 @@ _HOMES = {
     "Circuit": "interp.causal.circuits",
     "trace": "interp.causal.tracing",
     "Effects": "interp.causal.effects",
+    "attention": "interp.lenses.heads",
+    "head_scores": "interp.lenses.heads",
+    "head_circuits": "interp.lenses.eigenvalues",
+    "composition": "interp.lenses.composition",
+    "heads_and_effects": "interp.lenses.causality",
     "InputError": "interp.errors",
 }
 

@@ -8,7 +8,7 @@ the query have 0. A score is the attention that a head gives, on the mean over q
     first_token      position 0, often BOS: where a head looks that has nothing to do (queries from position 1 on)
     duplicate_token  earlier tokens that are the query's token again
     induction        the tokens that came after earlier copies of the query's token: prefix matching (Olsson et al.
-                     2022, arXiv:2209.11895, "Argument 4")
+                     2022, arXiv:2209.11895, "Head Activation Evaluators")
     entropy          of the pattern, in nats: 0 looks at one token, ln(i + 1) at all alike (queries from position 1 on)
 
 All but the entropy lie between 0 and 1. Queries to which a rule names no key do not count, and neither does BOS as a
@@ -130,7 +130,7 @@ class Patterns:
             return cls(file["pattern"][()], file["value_norm"][()], *numbers, tuple(text), about)
 
 
-def patterns(
+def attention(
     model: Model,
     text: str | Sequence[int],
     *,
