@@ -25,6 +25,11 @@ _HOMES = {
     "trace": "interp.causal.tracing",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
+    "attention": "interp.lenses.heads",
+    "head_scores": "interp.lenses.heads",
+    "head_circuits": "interp.lenses.eigenvalues",
+    "composition": "interp.lenses.composition",
+    "heads_and_effects": "interp.lenses.causality",
     "InputError": "interp.errors",
 }
 
