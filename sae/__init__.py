@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae import features as features
+    from sae.activity import activity as activity
     from sae.circuits import FeatureCircuit as FeatureCircuit
     from sae.circuits import find_feature_circuit as find_feature_circuit
     from sae.dictionary import Dictionary as Dictionary
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sae.training import train_grid as train_grid
 
 _HOMES = {
+    "activity": "sae.activity",
     "Dictionary": "sae.dictionary",
     "FeatureCircuit": "sae.circuits",
     "Report": "sae.evaluation",

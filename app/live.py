@@ -1,0 +1,140 @@
+"""The model, live: loaded once for all sessions, asked under its lock, its answers kept.
+
+No numbers are made here: each answer is one call of the library. Models come from this machine alone: the bundled one,
+those that results of the workspace were made with, and no name is looked up on the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from app import state
+from interp.errors import InputError, UnknownModel, nearest
+
+if TYPE_CHECKING:
+    from interp.decoder.generation import Sampling, Step
+    from interp.decoder.hooks import Edit
+    from interp.decoder.loading import Model
+    from interp.lenses.heads import Patterns
+    from interp.lenses.logits import Lens
+
+
+def models() -> dict[str, str]:
+    """Label -> name of every model that can be run here; a model in a folder is called by the folder."""
+    found = {"bundled": "bundled"}
+    for run in state.results():
+        name = str(run["model"].get("name") or "")
+        label = Path(name).name if name.startswith(("/", ".")) else name
+        if name and found.setdefault(label, name) != name:
+            found[f"{Path(name).parent.name}/{label}"] = name
+    return found
+
+
+def model(label: str) -> Model:
+    """The model of that label. UnknownModel, with the nearest labels; what `interp.load_model` raises."""
+    known = models()
+    if label not in known:
+        raise UnknownModel(f'no model "{label}" in this workspace. Nearest: {nearest(label, known)}.')
+    return _model(known[label])
+
+
+@st.cache_resource(max_entries=3, show_spinner="Loading the model …")
+def _model(name: str) -> Model:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from interp import load_model
+
+    return load_model(name)
+
+
+def dictionaries(fingerprint: str) -> list[str]:
+    """Finished dictionaries of the workspace that are of a model."""
+    return [
+        run["name"]
+        for run in state.results("saes")
+        if run.get("status") == "done" and run["model"].get("fingerprint") == fingerprint
+    ]
+
+
+@st.cache_resource(max_entries=4, show_spinner="Loading the dictionary …")
+def _dictionary(folder: str, stamp: int) -> Any:
+    import sae
+
+    return sae.load(folder)
+
+
+def dictionary(name: str) -> Any:
+    """A dictionary of the workspace by name. UnknownName for another."""
+    folder = state.inside(state.result(name, state.results("saes"))["path"])
+    return _dictionary(str(folder), (folder / "run.json").stat().st_mtime_ns)
+
+
+def edits(label: str, specs: str) -> dict[str, Edit]:
+    """The edits that `specs` say (`L3H5=0, demo/417=8`). Dictionaries and directions are those of the workspace, by
+    name. InputError for what is none."""
+    if not specs:
+        return {}
+    from interp.causal import edits as by_name
+    from interp.cli import editing
+
+    for spec in by_name.split(specs):
+        name, at, _ = spec.component.partition("@")
+        if at:
+            folder = state.result(name, state.results("runs"))["path"]
+            state.inside(folder / "direction.safetensors")
+        elif "/" in name:
+            state.inside(state.result(name.rpartition("/")[0], state.results("saes"))["path"])
+    return editing.read([specs], model(label), state.workspace())
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def lens(label: str, tokens: tuple[int, ...], specs: str) -> Lens:
+    """The logit lens of a text."""
+    from interp.lenses.logits import logit_lens
+
+    return logit_lens(model(label), list(tokens), edits=edits(label, specs), top=10)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def patterns(label: str, tokens: tuple[int, ...], specs: str) -> Patterns:
+    """Attention of every head in a text."""
+    from interp.lenses.heads import attention
+
+    return attention(model(label), list(tokens), edits=edits(label, specs))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def activity(label: str, name: str, tokens: tuple[int, ...], specs: str) -> pd.DataFrame:
+    """Which latents of a dictionary fire in a text."""
+    import sae
+
+    return sae.activity(model(label), dictionary(name), list(tokens), edits=edits(label, specs))
+
+
+def tokens_of(label: str, text: str) -> tuple[int, ...]:
+    """Token ids of a text, after BOS. InputError where the model reads no text, or not so much."""
+    loaded = model(label)
+    ids = tuple(loaded.to_tokens(text))
+    if len(ids) > loaded.n_ctx:
+        raise InputError(f'{len(ids)} tokens given: "{label}" reads at most {loaded.n_ctx}. Take a shorter text.')
+    return ids
+
+
+def written(
+    label: str, tokens: Sequence[int], sampling: Sampling, specs: str, **settings: Any
+) -> Iterator[tuple[int, str, Step]]:
+    """A continuation as it comes: token id, its text, the step."""
+    import torch
+
+    from interp.decoder.generation import stream
+
+    loaded = model(label)
+    for step in stream(loaded, torch.tensor([list(tokens)]), sampling, edits=edits(label, specs), **settings):
+        token = int(step.tokens[0])
+        if token >= 0:
+            yield token, loaded.token_text([token])[0], step
