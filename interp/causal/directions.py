@@ -147,8 +147,9 @@ class Direction:
             raise WrongModel(f'direction "{self.name}" was found in "{found_in}", not in "{model.name}".')
 
     def unseen(self, task: Task) -> Task:
-        """The prompts of `task` that do not begin as one of those the direction was found on or judged by."""
-        return sets.unseen(task, self.examples["tokens"].tolist() if "tokens" in self.examples else [])
+        """The prompts of `task` that do not begin as one of those the direction was found on."""
+        rows = self.examples[~self.examples["held_out"]]
+        return sets.unseen(task, rows["tokens"].tolist() if "tokens" in rows else [])
 
 
 def writes(model: Model) -> list[str]:
