@@ -84,7 +84,7 @@ def dose_response(rows: pd.DataFrame, about: Mapping[str, Any]) -> go.Figure:
     The upper axis counts in gaps between the two sets' means."""
     measure = rows["measure"].iloc[0]
     figure = go.Figure()
-    shown = [("random", "random directions, least to largest"), ("shuffled", "found on shuffled labels, least to largest"),
+    shown = [("random", "random directions, least to largest"), ("shuffled", "of shuffled labels, least to largest"),
              ("direction", "the direction, 95% interval")]  # fmt: skip
     for kind, said in shown:
         mine = rows[rows["kind"] == kind].sort_values("strength")
