@@ -80,16 +80,14 @@ def edits(label: str, specs: str) -> dict[str, Edit]:
     if not specs:
         return {}
     from interp.causal import edits as by_name
-    from interp.cli import editing
+    from interp.causal.directions import Direction
 
-    for spec in by_name.split(specs):
-        name, at, _ = spec.component.partition("@")
-        if at:
-            folder = state.result(name, state.results("runs"))["path"]
-            state.inside(folder / "direction.safetensors")
-        elif "/" in name:
-            state.inside(state.result(name.rpartition("/")[0], state.results("saes"))["path"])
-    return editing.read([specs], model(label), state.workspace())
+    loaded, (latents, directions) = model(label), by_name.owners(specs)
+    folders = {name: state.result(name, state.results("runs"))["path"] for name in directions}
+    return by_name.parse(
+        loaded, specs, dictionaries={name: dictionary(name) for name in latents},
+        directions={name: Direction.load(state.inside(path), loaded).vector for name, path in folders.items()},
+    )  # fmt: skip
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -20,11 +20,14 @@ st.html(STYLE)
 page = st.navigation(
     [
         st.Page(state.RUNS, title="Runs", default=True),
+        st.Page(state.PROMPT, title="Prompt", url_path="prompt"),
+        st.Page(state.ATTENTION, title="Attention", url_path="attention"),
         st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
         st.Page(state.PATCHING, title="Patching", url_path="patching"),
         st.Page(state.CIRCUIT, title="Circuit", url_path="circuit"),
         st.Page(state.FEATURES, title="Features", url_path="features"),
         st.Page(state.FEATURE, title="Feature", url_path="feature"),
+        st.Page(state.STEER, title="Steer", url_path="steer"),
         st.Page(state.TRAINING, title="Training", url_path="training"),
     ],
     position="top",

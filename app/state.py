@@ -34,8 +34,10 @@ UNREADABLE = (InputError, OSError, ValueError, KeyError)
 RUNS, TRAINING = "views/runs.py", "views/training.py"
 ABLATION, PATCHING, CIRCUIT = "views/ablation.py", "views/patching.py", "views/circuit.py"
 FEATURES, FEATURE = "views/features.py", "views/feature.py"
+PROMPT, ATTENTION, STEER = "views/prompt.py", "views/attention.py", "views/steer.py"
 PAGE_OF = {
     "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
+    "generate": STEER,
 }  # fmt: skip
 """The page that shows a run of a kind; that of any other is the home page with `?run=`."""
 
@@ -56,8 +58,15 @@ _VALID = {
     "feature": r"\d{1,7}",
     "n": r"\d{1,7}",
     "text": r"(?s).{1,2000}",
+    "edit": r"[A-Za-z0-9._/+@=*, -]{1,400}",
+    "where": r"[a-z0-9, -]{1,60}",
+    "side": "clean|corrupted",
+    "weigh": "value|difference",
+    "patterns": "live|frozen",
+    "temperature": r"\d(\.\d{1,3})?",
+    "seed": r"\d{1,7}",
 }
-_NUMBERS = ("prompt", "feature", "n")
+_NUMBERS = ("prompt", "feature", "n", "seed")
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,17 @@ class Focus:
     """How many, of what a page shows the strongest of."""
     text: str | None = None
     """What was typed in for a model to read."""
+    edit: str | None = None
+    """What is changed in the run that is looked at: `L3H5=0, demo/417=8`."""
+    where: str | None = None
+    """Positions that are edited: all, prompt, new, or numbers."""
+    side: str | None = None
+    """Which prompt of a pair: clean or corrupted."""
+    weigh: str | None = None
+    """`value`: attention times the length of what is written; `difference`: of two runs."""
+    patterns: str | None = None
+    temperature: str | None = None
+    seed: int | None = None
 
     def query(self, **changes: Any) -> dict[str, str]:
         """The parameters of a link to this focus, or to this focus with some fields changed."""
