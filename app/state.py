@@ -25,8 +25,10 @@ from interp import runs
 from interp.causal.circuits import Circuit
 from interp.causal.effects import Effects
 from interp.errors import InputError, MissingFile, UnknownName, nearest
+from interp.plots.labels import visible
 from sae.circuits import FeatureCircuit
 from sae.features import Features
+from sae.logs import frontier
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -121,19 +123,36 @@ def write_focus(**changes: Any) -> None:
 
 
 def choose(
-    label: str, options: list[str], field: str, current: str | None, *, resets: Sequence[str] = (), **kwargs: Any
-) -> str:
+    label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
-    The fields `resets` are taken out of the URL then.
+    The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
+    be.
     """
     key = f"choose-{field}"
-    st.session_state[key] = current if current in options else options[0]
+    st.session_state[key] = current if current in options else None if empty else options[0]
+    if empty:
+        kwargs |= {"placeholder": empty}
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
 
-    return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
+    return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
+
+
+def picked(key: str) -> int | None:
+    """The row that was just chosen in the table `key`; None where it was let go."""
+    rows = st.session_state[key].selection.rows
+    return rows[0] if rows else None
+
+
+def clicked(key: str) -> str | None:
+    """The `customdata` of the point that was just clicked in the figure `key`. A second click on it selects nothing."""
+    points = st.session_state[key].selection.points
+    name = points[0].get("customdata") if points else None
+    return name[0] if isinstance(name, list) and name else name
 
 
 def link(page: str, label: str, **changes: Any) -> None:
@@ -223,6 +242,15 @@ def features(folder: Path) -> Features:
     return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
 
 
+def readable(features: Features) -> pd.DataFrame:
+    """The table of latents with `top_token`, its text as it can be shown; the same object until a file changes."""
+    text = features.latents["top_token_text"]
+    return _cached(
+        lambda _: features.latents.assign(top_token=text.fillna("").map(visible)), features.folder,
+        "features/latents.parquet",
+    )  # fmt: skip
+
+
 def prompts(folder: Path) -> list[dict[str, Any]]:
     """The prompt pairs a run used, in the order of its effects; none where it kept no file."""
     if not (folder / "prompts.jsonl").exists():
@@ -243,6 +271,11 @@ def feature_circuit(folder: Path) -> FeatureCircuit:
 def table(folder: Path, name: str) -> pd.DataFrame:
     """A parquet or CSV file of a result; the same object until it changes: not to be written to."""
     return _cached(lambda path: (pd.read_csv if name.endswith(".csv") else pd.read_parquet)(path / name), folder, name)
+
+
+def frontier_row(folder: Path) -> pd.DataFrame:
+    """A dictionary's row of `sae.frontier`; the same object until its files change."""
+    return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
 
 
 def json_file(folder: Path, name: str) -> dict[str, Any]:
@@ -266,7 +299,7 @@ def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
     return _load(load, str(folder), names, tuple(stamps))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
     return _read(Path(folder))
 
