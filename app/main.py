@@ -22,6 +22,8 @@ page = st.navigation(
         st.Page(state.RUNS, title="Runs", default=True),
         st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
         st.Page(state.FEATURES, title="Features", url_path="features"),
+        st.Page(state.LISTS, title="Lists", url_path="lists"),
+        st.Page(state.JOBS, title="Jobs", url_path="jobs"),
     ],
     position="top",
 )

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import files
 from interp import runs
 from interp.causal.effects import Effects
 from interp.errors import InputError, MissingFile, UnknownName, nearest
@@ -28,6 +29,7 @@ UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
 RUNS, ABLATION, FEATURES = "views/runs.py", "views/ablation.py", "views/features.py"
+JOBS, LISTS = "views/jobs.py", "views/lists.py"
 
 _NAME = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _VALID = {
@@ -39,6 +41,9 @@ _VALID = {
     "head": r"[A-Za-z0-9._/+@-]{1,140}",
     "pos": r"[A-Za-z0-9_+-]{1,40}",
     "feature": r"\d{1,7}",
+    "job": _NAME,
+    "form": r"[a-z-]{1,40}",
+    "list": _NAME,
 }
 
 
@@ -59,6 +64,12 @@ class Focus:
     pos: str | None = None
     feature: int | None = None
     """The latent's number."""
+    job: str | None = None
+    """Name of a folder in jobs/."""
+    form: str | None = None
+    """Which command the page of jobs asks for."""
+    list: str | None = None
+    """Name of a list of components."""
 
     def query(self, **changes: Any) -> dict[str, str]:
         """The parameters of a link to this focus, or to this focus with some fields changed."""
@@ -103,6 +114,15 @@ def choose(
     return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
 
 
+def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The page that shows a result, and its parameters."""
+    if run["folder"] == "saes":
+        return FEATURES, {"sae": run["name"]}
+    if run["folder"] == "stores":
+        return RUNS, {"store": run["name"]}
+    return ABLATION if run.get("kind") == "ablate" else RUNS, {"run": run["name"]}
+
+
 def workspace() -> Path:
     """The folder given as `--workspace` when the app was started; no page can change it."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -112,9 +132,7 @@ def workspace() -> Path:
 
 def inside(path: Path) -> Path:
     """`path`, if following links it is in the workspace; else MissingFile."""
-    if not path.resolve().is_relative_to(workspace()):
-        raise MissingFile(f"{path.name} leads out of the workspace: copy it into the workspace to look at it.")
-    return path
+    return files.inside(path, workspace())
 
 
 def results(folder: str | None = None, *, kind: str | None = None) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from app import state
+from app.components.exports import exports
 from app.components.heat_grid import heat_grid
+from app.components.notes import label_box, labels
 from app.components.provenance import provenance
 from app.components.token_strip import visible
 from interp import plots
@@ -41,10 +42,11 @@ def page() -> None:
     left, right = st.columns([11, 9], gap="large")
     with left:
         row = the_map(focus, table)
-        all_rows(table)
+        all_rows(table, labels(run))
     with right:
         details(run["path"], effects, row, method, metric)
-    exports(run["name"], effects.table())
+        label_box(run, row["component"])
+    exports(run, effects.table(), lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=snippet(run["path"]))
 
@@ -99,10 +101,11 @@ def the_map(focus: state.Focus, table: pd.DataFrame) -> pd.Series:
     return rows.iloc[positions.index(position)]
 
 
-def all_rows(table: pd.DataFrame) -> None:
+def all_rows(table: pd.DataFrame, known: dict[str, str]) -> None:
     st.text("All components, largest effect first")
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
     shown = table.loc[order, COLUMNS]
+    shown.insert(1, "label", [known.get(name, "") for name in shown["component"]])
     st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
 
 
@@ -134,13 +137,6 @@ def prompt_table(folder: Path, effects: Effects, row: int, method: str, metric: 
     if len(texts) == len(by_prompt):
         by_prompt["prompt text"] = texts
     return by_prompt
-
-
-def exports(name: str, table: pd.DataFrame) -> None:
-    with st.container(horizontal=True):
-        st.download_button("Export CSV", table.to_csv(index=False), f"{name}.csv", "text/csv", on_click="ignore")
-        records = json.dumps(json.loads(table.to_json(orient="records")), indent=1)
-        st.download_button("Export JSON", records, f"{name}.json", "application/json", on_click="ignore")
 
 
 def snippet(folder: Path) -> str:

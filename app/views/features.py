@@ -8,6 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from app import state
+from app.components.exports import exports
+from app.components.notes import label_box, labels
 from app.components.provenance import provenance
 from app.components.token_strip import Strip, token_strips, visible
 from sae.features import Features
@@ -81,7 +83,7 @@ def browse(focus: state.Focus, run: dict[str, Any], features: Features) -> None:
         st.text(f"No latent {focus.feature} here: they are numbered {first} to {last}.")
     left, right = st.columns([5, 6], gap="large")
     with left:
-        table = choose_latents(run["name"], latents)
+        table = choose_latents(run["name"], latents, labels(run))
     with right:
         if focus.feature in known:
             latent = focus.feature
@@ -91,9 +93,11 @@ def browse(focus: state.Focus, run: dict[str, Any], features: Features) -> None:
             st.text("No latent matches.")
             return
         one_latent(run["name"], features, latents[latents["latent"] == latent].iloc[0])
+        label_box(run, str(latent))
+    exports(run, latents, lambda: features.figure(latent))
 
 
-def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
+def choose_latents(name: str, latents: pd.DataFrame, known: dict[str, str]) -> pd.DataFrame:
     """The table of latents under its filters; choosing a row puts the latent into the address."""
     kind = st.radio("Show", KINDS, horizontal=True, key="latents-kind",
                                 help=f"dense: fires on more than {DENSE:.0%} of tokens")  # fmt: skip
@@ -115,8 +119,9 @@ def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
         "top_token_text": st.column_config.TextColumn("top token"),
         "n_fires": st.column_config.NumberColumn("fires"),
     }
-    readable = table.assign(top_token_text=table["top_token_text"].map(visible))
-    order = ["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"]
+    readable = table.assign(top_token_text=table["top_token_text"].map(visible),
+                            label=[known.get(str(number), "") for number in numbers])  # fmt: skip
+    order = ["latent", "label", "top_token_text", "density", "max_activation", "n_fires", "dead"]
     st.dataframe(
         readable, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=560,
         column_config=columns, column_order=order,

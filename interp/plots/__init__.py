@@ -2,7 +2,7 @@
 streamlit. A file for each kind of table; figures of effects and of dictionaries are found here too."""
 
 from interp.plots.colours import BLUE, GREY, RED, WHITE
-from interp.plots.dictionaries import frontier
+from interp.plots.dictionaries import frontier, training
 from interp.plots.effects import (
     LOWER_IS_BETTER,
     PATCHING,
@@ -23,4 +23,5 @@ from interp.plots.effects import (
 __all__ = [
     "BLUE", "GREY", "LOWER_IS_BETTER", "PATCHING", "RED", "WHITE", "Grid", "Scale", "component_grid", "describe",
     "effects", "frontier", "head_map", "histogram", "one_view", "per_prompt", "position_map", "ranked", "scale",
+    "training",
 ]  # fmt: skip

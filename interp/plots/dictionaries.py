@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.plots.colours import BLUE
+
 
 def frontier(table: pd.DataFrame) -> go.Figure:
     """What sparsity costs: FVU (lower is better) by L0 of each dictionary in `sae.frontier`'s table; a line for each
@@ -26,3 +28,28 @@ def frontier(table: pd.DataFrame) -> go.Figure:
         figure.update_xaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_yaxes(title="FVU: variance left unexplained", rangemode="tozero")
     return figure
+
+
+def training(log: pd.DataFrame) -> go.Figure:
+    """The lines of a train_log.csv over tokens: loss, FVU (variance left unexplained), L0 (latents active on a token)
+    and dead latents, each on its own scale."""
+    panels = {"loss": "loss", "fvu": "FVU", "l0": "L0", "dead": "dead latents"}
+    figure = go.Figure()
+    layout, titles = {}, []
+    for k, (column, title) in enumerate(panels.items()):
+        axis, (row, side) = "" if k == 0 else str(k + 1), divmod(k, 2)
+        figure.add_scatter(
+            x=log["tokens"], y=log[column], mode="lines", name=title, line={"color": BLUE, "width": 2},
+            xaxis=f"x{axis}", yaxis=f"y{axis}", hovertemplate="%{x:,} tokens: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+        left, bottom = 0.54 * side, 0.58 * (1 - row)
+        layout[f"xaxis{axis}"] = {"domain": [left, left + 0.46], "anchor": f"y{axis}", "title": "tokens" if row else ""}
+        layout[f"yaxis{axis}"] = {"domain": [bottom, bottom + 0.38], "anchor": f"x{axis}"}
+        if column in ("dead", "l0", "fvu"):
+            layout[f"yaxis{axis}"]["rangemode"] = "tozero"
+        titles.append({"text": title, "x": left, "y": bottom + 0.39, "xref": "paper", "yref": "paper",
+                       "showarrow": False, "xanchor": "left", "yanchor": "bottom"})  # fmt: skip
+    return figure.update_layout(
+        **layout, annotations=titles, showlegend=False, height=440, template="plotly_white",
+        margin={"t": 30, "l": 50, "r": 20, "b": 50},
+    )  # fmt: skip
