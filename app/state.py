@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import files
 from interp import runs
 from interp.causal.circuits import Circuit
 from interp.causal.effects import Effects
@@ -36,6 +37,7 @@ UNREADABLE = (InputError, OSError, ValueError, KeyError)
 RUNS, TRAINING = "views/runs.py", "views/training.py"
 ABLATION, PATCHING, CIRCUIT = "views/ablation.py", "views/patching.py", "views/circuit.py"
 FEATURES, FEATURE = "views/features.py", "views/feature.py"
+JOBS, LISTS = "views/jobs.py", "views/lists.py"
 PAGE_OF = {
     "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
 }  # fmt: skip
@@ -58,6 +60,9 @@ _VALID = {
     "feature": r"\d{1,7}",
     "n": r"\d{1,7}",
     "text": r"(?s).{1,2000}",
+    "job": _NAME,
+    "form": r"[a-z-]{1,40}",
+    "list": _NAME,
 }
 _NUMBERS = ("prompt", "feature", "n")
 
@@ -91,6 +96,12 @@ class Focus:
     """How many, of what a page shows the strongest of."""
     text: str | None = None
     """What was typed in for a model to read."""
+    job: str | None = None
+    """Name of a folder in jobs/."""
+    form: str | None = None
+    """Which command the page of jobs asks for."""
+    list: str | None = None
+    """Name of a list of components."""
 
     def query(self, **changes: Any) -> dict[str, str]:
         """The parameters of a link to this focus, or to this focus with some fields changed."""
@@ -184,9 +195,7 @@ def _workspace(arguments: tuple[str, ...], directory: str) -> Path:
 
 def inside(path: Path) -> Path:
     """`path`, if following links it is in the workspace; else MissingFile."""
-    if not path.resolve().is_relative_to(workspace()):
-        raise MissingFile(f"{path.name} leads out of the workspace: copy it into the workspace to look at it.")
-    return path
+    return files.inside(path, workspace())
 
 
 def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.components import effect as effects_of
+from app.components.exports import exports
 from app.components.links import links
+from app.components.notes import label_box, labels, pin_box, pinned
 from app.components.provenance import provenance
 from interp.causal.circuits import Circuit
 from interp.causal.graph import component
@@ -66,45 +67,55 @@ def described(run: dict[str, Any]) -> str:
 
 def of_edges(focus: state.Focus, run: dict[str, Any], found: Circuit) -> None:
     nodes = {component(node): node for node in found.graph.nodes}
+    known = {nodes[name]: label for name, label in labels(run).items() if name in nodes}
+    pins = [nodes[name] for name in pinned(run) if name in nodes]
     left, right = st.columns([11, 9], gap="large")
     with left:
         verdict(run["path"])
         shown = sized(focus, found)
         table = shown.table()
         kept = table[table["in_graph"]]
+        inside = {component(node): node for node in found.graph.nodes if node in {*shown.nodes, *pins}}
         edge = focus.edge if focus.edge in set(kept["edge"]) else None
-        node = None if edge else nodes.get(focus.head or "")
-        if (focus.edge or focus.head) and not (edge or node in shown.nodes):
+        node = None if edge else inside.get(focus.head or "")
+        if (focus.edge or focus.head) and not (edge or node):
             st.text(f'"{focus.edge or focus.head}" is not among these edges and nodes: show more of them.')
-        figure = plots.circuit(table, found.graph.nodes, selected=edge or node)
-        graph(figure, {node: name for name, node in nodes.items()})
+        drawn = plots.circuit(table, found.graph.nodes, selected=edge or node, labels=known, pinned=pins)
+        graph(drawn, {node: name for name, node in nodes.items()})
         st.text("Click a node, or an edge at its middle; or choose a node:")
-        inside = [name for name, node in nodes.items() if node in shown.nodes]
-        state.choose("Node", inside, "head", component(node) if node else None, empty="choose a node",
+        state.choose("Node", list(inside), "head", component(node) if node else None, empty="choose a node",
                      resets=("edge",), label_visibility="collapsed")  # fmt: skip
     with right:
-        ends = kept["receiver"].str.replace(r"<[qkv]>", "", regex=True)
         if edge:
-            st.subheader(state.escape(edge), anchor=False)
-            row = kept[kept["edge"] == edge].iloc[0]
-            st.metric("score", f"{row['score']:+.4g}")
-            both = (row["sender"], ends[row.name])
-            links(run, component(both[0]), here=state.CIRCUIT)
-            links(run, component(both[1]), here=state.CIRCUIT)
+            one_edge(run, kept[kept["edge"] == edge].iloc[0])
         elif node:
-            st.subheader(state.escape(node if component(node) == node else f"{node} = {component(node)}"), anchor=False)
-            links(run, component(node), here=state.CIRCUIT)
-            st.text("Its edges, the strongest first; choose a row")
-            edge_table(kept[(kept["sender"] == node) | (ends == node)], f"edges-{node}", height=240)
+            one_node(run, node, kept)
         faithfulness(run["path"])
         st.text("The strongest edges; choose a row")
         edge_table(kept, "edges", height=300)
-    effects_of.exports(run["name"], table)
+    exports(run, table, lambda: plots.circuit(table, found.graph.nodes, labels=known, pinned=pins))
     st.subheader("Where this comes from", anchor=False)
-    lines = (
-        f"import interp\n\ncircuit = interp.Circuit.load({str(run['path'])!r})\ncircuit.top({shown.n_edges}).figure()"
-    )
-    provenance(run, snippet=lines)
+    lines = ["import interp", "", f"circuit = interp.Circuit.load({str(run['path'])!r})"]
+    provenance(run, snippet="\n".join([*lines, f"circuit.top({shown.n_edges}).figure()"]))
+
+
+def one_edge(run: dict[str, Any], row: pd.Series) -> None:
+    st.subheader(state.escape(row["edge"]), anchor=False)
+    st.metric("score", f"{row['score']:+.4g}", help=SCORE)
+    for end in (row["sender"], row["receiver"]):
+        links(run, component(end), here=state.CIRCUIT)
+
+
+def one_node(run: dict[str, Any], node: str, kept: pd.DataFrame) -> None:
+    """A node: where else it can be looked at, its edges, its label."""
+    name = component(node)
+    st.subheader(state.escape(node if name == node else f"{node} = {name}"), anchor=False)
+    links(run, name, here=state.CIRCUIT)
+    ends = kept["receiver"].str.replace(r"<[qkv]>", "", regex=True)
+    st.text("Its edges, the strongest first; choose a row")
+    edge_table(kept[(kept["sender"] == node) | (ends == node)], f"edges-{node}", height=240)
+    pin_box(run, name)
+    label_box(run, name)
 
 
 def verdict(folder: Path) -> None:
@@ -176,30 +187,21 @@ def faithfulness(folder: Path) -> None:
 
 
 def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -> None:
+    known = labels(run)
     left, right = st.columns([11, 9], gap="large")
     with left:
-        most = max(1, found.n_nodes)
-        n = st.slider("Strongest nodes", 1, most, min(focus.n or most, most), key=f"nodes-{run['name']}",
-                      on_change=lambda: state.write_focus(n=st.session_state[f"nodes-{run['name']}"]),
-                      disabled=most == 1)  # fmt: skip
-        shown = found if n >= most else found.top(n)
+        shown = of_size(focus, found, key=f"nodes-{run['name']}")
         nodes, edges = shown.nodes[shown.nodes["in_circuit"]], shown.edges
         node = focus.head if focus.head in set(nodes["node"]) else None
         if focus.head and not node:
             st.text(f'"{focus.head}" is not among these nodes: show more of them.')
-        graph(plots.features(nodes, edges, selected=node), {})
+        graph(plots.features(nodes, edges, selected=node, labels=known), {})
+        st.text("Click a node; or choose one:")
         state.choose("Node", nodes["node"].tolist(), "head", node, empty="choose a node", resets=("edge",),
                      label_visibility="collapsed")  # fmt: skip
     with right:
         if node:
-            row = nodes[nodes["node"] == node].iloc[0]
-            st.subheader(state.escape(node), anchor=False)
-            what = "what the dictionary misses" if row["kind"] == "error" else f"latent {row['latent']}"
-            st.metric("score", f"{row['score']:+.4g}", help=SCORE)
-            st.text(f"{what}, at {row['site']}")
-            links(run, node, here=state.CIRCUIT)
-            touching = edges[(edges["sender"] == node) | (edges["receiver"] == node)]
-            st.dataframe(touching, hide_index=True, height=200, column_config=state.number_columns(touching))
+            one_latent(run, nodes[nodes["node"] == node].iloc[0], edges)
         st.subheader("How much of the behaviour it holds", anchor=False)
         st.text("faithfulness: 1 all, 0 nothing; completeness: 0, nothing is left without it")
         if (run["path"] / "verdict.parquet").exists():
@@ -209,10 +211,33 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
             st.text("Not measured yet: it appears when the run has judged its circuit.")
         st.text("The strongest nodes; choose a row")
         node_table(nodes)
-    effects_of.exports(run["name"], found.nodes)
+    exports(run, found.nodes, lambda: plots.features(nodes, edges, labels=known))
     st.subheader("Where this comes from", anchor=False)
-    lines = f"import sae\n\ncircuit = sae.FeatureCircuit.load({str(run['path'])!r})\ncircuit.top({n}).figure()"
-    provenance(run, snippet=lines)
+    lines = ["import sae", "", f"circuit = sae.FeatureCircuit.load({str(run['path'])!r})"]
+    provenance(run, snippet="\n".join([*lines, f"circuit.top({len(nodes)}).figure()"]))
+
+
+def of_size(focus: state.Focus, found: FeatureCircuit, *, key: str) -> FeatureCircuit:
+    """The circuit, or its strongest nodes, as many as were chosen."""
+    if found.n_nodes < 2:
+        return found
+    st.session_state[key] = min(max(1, focus.n or found.n_nodes), found.n_nodes)
+    n = st.slider("Strongest nodes", 1, found.n_nodes, key=key,
+                  on_change=lambda: state.write_focus(n=st.session_state[key]))  # fmt: skip
+    return found if n == found.n_nodes else found.top(n)
+
+
+def one_latent(run: dict[str, Any], row: pd.Series, edges: pd.DataFrame) -> None:
+    """A latent, or the error of a dictionary."""
+    node = row["node"]
+    st.subheader(state.escape(node), anchor=False)
+    what = "what the dictionary misses" if row["kind"] == "error" else f"latent {row['latent']}"
+    st.metric("score", f"{row['score']:+.4g}", help=SCORE)
+    st.text(f"{what}, at {row['site']}")
+    links(run, node, here=state.CIRCUIT)
+    touching = edges[(edges["sender"] == node) | (edges["receiver"] == node)]
+    st.dataframe(touching, hide_index=True, height=200, column_config=state.number_columns(touching))
+    label_box(run, node)
 
 
 def node_table(nodes: pd.DataFrame) -> None:

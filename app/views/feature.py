@@ -8,8 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.components import effect as effects_of
+from app.components.exports import exports
 from app.components.links import latent_links
+from app.components.notes import label_box
 from app.components.provenance import provenance
 from app.components.token_strip import Strip, token_strips
 from interp.plots.labels import visible
@@ -48,7 +49,7 @@ def page() -> None:
         st.info("Dead: it fired on no token of the store.")
     else:
         dashboard(run, features, number)
-    effects_of.exports(f"{run['name']}-{number}", features.of(number).drop(columns=["tokens", "values"]))
+    exports(run, features.of(number), lambda: features.figure(number))
     st.subheader("Where this comes from", anchor=False)
     path = str(run["path"])
     provenance(run, snippet=f"import sae\n\ntable = sae.features.Features.load({path!r})\ntable.of({number})")
@@ -93,6 +94,7 @@ def dashboard(run: dict[str, Any], features: Features, number: int) -> None:
         figure = features.figure(number).update_layout(height=220)
         st.plotly_chart(figure, key="latent-histogram", config={"displayModeBar": False})
         logits(features, number)
+        label_box(run, str(number))
     for side, (by, meaning) in zip(st.columns(2, gap="large"), NEIGHBOURS.items(), strict=True):
         with side:
             st.text(f"{meaning}; choose a row")

@@ -8,7 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.components import effect as effects_of
+from app.components.exports import exports
+from app.components.notes import labels
 from app.components.provenance import provenance
 from interp import plots
 from interp.plots.labels import visible
@@ -27,6 +28,7 @@ SHOWN = 1000
 COLUMNS = {
     "latent": None,
     "top_token": st.column_config.TextColumn("top token", help="the token of its strongest firing"),
+    "label": None,
     "share": st.column_config.NumberColumn(format="%.2f", help="of its top examples, or of the tokens it raises most"),
     "density": st.column_config.NumberColumn(format="%.2e", help="share of tokens on which it fires"),
     "max_activation": st.column_config.NumberColumn("max activation", format="%.2f"),
@@ -105,7 +107,7 @@ def browse(run: dict[str, Any], features: Features) -> None:
         dead, dense = int(latents["dead"].sum()), int((latents["density"] > DENSE).sum())
         st.text(f"{dead:,} dead: they fired on no token of the store.\n"
                 f"{dense:,} dense: they fire on more than {DENSE:.0%} of tokens.")  # fmt: skip
-    effects_of.exports(f"{run['name']}-features", features.latents)
+    exports(run, features.latents, lambda: plots.densities(latents, DENSE))
 
 
 def chosen(features: Features, latents: pd.DataFrame) -> pd.DataFrame:
@@ -130,6 +132,8 @@ def chosen(features: Features, latents: pd.DataFrame) -> pd.DataFrame:
 
 def rows(run: dict[str, Any], table: pd.DataFrame) -> None:
     """The table; a row that is chosen opens the latent's page."""
+    if known := labels(run):
+        table = table.assign(label=[known.get(str(latent), "") for latent in table["latent"]])
     order = [column for column in COLUMNS if column in table]
     event = st.dataframe(
         table, key=f"latents-{run['name']}", on_select="rerun", selection_mode="single-row", hide_index=True,

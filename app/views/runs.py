@@ -61,23 +61,13 @@ def rows(results: list[dict[str, Any]]) -> None:
             column.caption(heading)
     for run in results:
         name, what, model, started, size = st.columns(widths, vertical_alignment="center")
-        target, query = link(run)
+        target, query = state.place(run)
         name.page_link(target, label=state.escape(run["name"]), query_params=query)
         mark = "" if run.get("status") == "done" else f" ({run.get('status')})"
         what.text(f"{summary(run)}{mark}")
         model.text(str((run.get("model") or {}).get("name", "")))
         started.text(str(run.get("started") or "").replace("T", " ").removesuffix("Z"))
         size.text(state.size_text(run["path"]))
-
-
-def link(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """The page that shows a result, and its parameters."""
-    if run["folder"] == "saes":
-        return state.FEATURES, {"sae": run["name"]}
-    if run["folder"] == "stores":
-        return state.RUNS, {"store": run["name"]}
-    page = state.ABLATION if run.get("kind") == "ablate" else state.RUNS
-    return page, {"run": run["name"]}
 
 
 def summary(run: dict[str, Any]) -> str:
