@@ -246,6 +246,13 @@ def effects(folder: Path) -> Effects:
     return _cached(Effects.load, folder, "effects.parquet", "effects.h5")
 
 
+def comparison(folder: Path, other: Path) -> pd.DataFrame:
+    """`Effects.compare` of two runs; the same object until a file of theirs changes."""
+    first, second = effects(folder), effects(other)
+    stamps = tuple(_stamp(path / name) for path in (folder, other) for name in ("effects.parquet", "effects.h5"))
+    return _load(lambda _: first.compare(second), str(folder), (str(other), "comparison"), stamps)
+
+
 def features(folder: Path) -> Features:
     """What the latents of a dictionary do; the same object until a file changes."""
     return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
