@@ -29,6 +29,8 @@ page = st.navigation(
         st.Page(state.FEATURE, title="Feature", url_path="feature"),
         st.Page(state.STEER, title="Steer", url_path="steer"),
         st.Page(state.TRAINING, title="Training", url_path="training"),
+        st.Page(state.LISTS, title="Lists", url_path="lists"),
+        st.Page(state.JOBS, title="Jobs", url_path="jobs"),
     ],
     position="top",
 )

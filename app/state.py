@@ -21,12 +21,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import files
 from interp import runs
 from interp.causal.circuits import Circuit
 from interp.causal.effects import Effects
 from interp.errors import InputError, MissingFile, UnknownName, nearest
+from interp.plots.labels import visible
 from sae.circuits import FeatureCircuit
 from sae.features import Features
+from sae.logs import frontier
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -35,6 +38,7 @@ RUNS, TRAINING = "views/runs.py", "views/training.py"
 ABLATION, PATCHING, CIRCUIT = "views/ablation.py", "views/patching.py", "views/circuit.py"
 FEATURES, FEATURE = "views/features.py", "views/feature.py"
 PROMPT, ATTENTION, STEER = "views/prompt.py", "views/attention.py", "views/steer.py"
+JOBS, LISTS = "views/jobs.py", "views/lists.py"
 PAGE_OF = {
     "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
     "generate": STEER,
@@ -65,6 +69,9 @@ _VALID = {
     "patterns": "live|frozen",
     "temperature": r"\d(\.\d{1,3})?",
     "seed": r"\d{1,7}",
+    "job": _NAME,
+    "form": r"[a-z-]{1,40}",
+    "list": _NAME,
 }
 _NUMBERS = ("prompt", "feature", "n", "seed")
 
@@ -109,6 +116,12 @@ class Focus:
     patterns: str | None = None
     temperature: str | None = None
     seed: int | None = None
+    job: str | None = None
+    """Name of a folder in jobs/."""
+    form: str | None = None
+    """Which command the page of jobs asks for."""
+    list: str | None = None
+    """Name of a list of components."""
 
     def query(self, **changes: Any) -> dict[str, str]:
         """The parameters of a link to this focus, or to this focus with some fields changed."""
@@ -141,19 +154,36 @@ def write_focus(**changes: Any) -> None:
 
 
 def choose(
-    label: str, options: list[str], field: str, current: str | None, *, resets: Sequence[str] = (), **kwargs: Any
-) -> str:
+    label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
-    The fields `resets` are taken out of the URL then.
+    The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
+    be.
     """
     key = f"choose-{field}"
-    st.session_state[key] = current if current in options else options[0]
+    st.session_state[key] = current if current in options else None if empty else options[0]
+    if empty:
+        kwargs |= {"placeholder": empty}
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
 
-    return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
+    return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
+
+
+def picked(key: str) -> int | None:
+    """The row that was just chosen in the table `key`; None where it was let go."""
+    rows = st.session_state[key].selection.rows
+    return rows[0] if rows else None
+
+
+def clicked(key: str) -> str | None:
+    """The `customdata` of the point that was just clicked in the figure `key`. A second click on it selects nothing."""
+    points = st.session_state[key].selection.points
+    name = points[0].get("customdata") if points else None
+    return name[0] if isinstance(name, list) and name else name
 
 
 def link(page: str, label: str, **changes: Any) -> None:
@@ -185,9 +215,7 @@ def _workspace(arguments: tuple[str, ...], directory: str) -> Path:
 
 def inside(path: Path) -> Path:
     """`path`, if following links it is in the workspace; else MissingFile."""
-    if not path.resolve().is_relative_to(workspace()):
-        raise MissingFile(f"{path.name} leads out of the workspace: copy it into the workspace to look at it.")
-    return path
+    return files.inside(path, workspace())
 
 
 def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -238,9 +266,25 @@ def effects(folder: Path) -> Effects:
     return _cached(Effects.load, folder, "effects.parquet", "effects.h5")
 
 
+def comparison(folder: Path, other: Path) -> pd.DataFrame:
+    """`Effects.compare` of two runs; the same object until a file of theirs changes."""
+    first, second = effects(folder), effects(other)
+    stamps = tuple(_stamp(path / name) for path in (folder, other) for name in ("effects.parquet", "effects.h5"))
+    return _load(lambda _: first.compare(second), str(folder), (str(other), "comparison"), stamps)
+
+
 def features(folder: Path) -> Features:
     """What the latents of a dictionary do; the same object until a file changes."""
     return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
+
+
+def readable(features: Features) -> pd.DataFrame:
+    """The table of latents with `top_token`, its text as it can be shown; the same object until a file changes."""
+    text = features.latents["top_token_text"]
+    return _cached(
+        lambda _: features.latents.assign(top_token=text.fillna("").map(visible)), features.folder,
+        "features/latents.parquet",
+    )  # fmt: skip
 
 
 def prompts(folder: Path) -> list[dict[str, Any]]:
@@ -265,6 +309,11 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return _cached(lambda path: (pd.read_csv if name.endswith(".csv") else pd.read_parquet)(path / name), folder, name)
 
 
+def frontier_row(folder: Path) -> pd.DataFrame:
+    """A dictionary's row of `sae.frontier`; the same object until its files change."""
+    return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
+
+
 def json_file(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a result; empty where there is none."""
     path = inside(folder / name)
@@ -286,7 +335,7 @@ def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
     return _load(load, str(folder), names, tuple(stamps))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
     return _read(Path(folder))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from app import state
+from app.components.notes import labels
 from app.components.token_strip import visible
 from interp import plots
 from interp.causal.effects import Effects
@@ -66,19 +67,13 @@ def by_prompt(folder: Path, effects: Effects, row: pd.Series, names: tuple[str, 
     st.dataframe(table, key=key, on_select=pick, selection_mode="single-row", height=215)
 
 
-def all_rows(table: pd.DataFrame, columns: list[str], what: str) -> None:
-    """The table beside the map."""
+def all_rows(run: dict[str, Any], table: pd.DataFrame, columns: list[str], what: str) -> None:
+    """The table beside the map, with the labels that components have."""
     st.text(f"All {what}, largest effect first")
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    shown = table.loc[order, [column for column in columns if column in table]]
+    shown, known = table.loc[order, [column for column in columns if column in table]], labels(run)
+    shown.insert(1, "label", [known.get(name, "") for name in shown["component"]])
     st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
-
-
-def exports(name: str, table: pd.DataFrame) -> None:
-    with st.container(horizontal=True):
-        st.download_button("Export CSV", table.to_csv(index=False), f"{name}.csv", "text/csv", on_click="ignore")
-        records = json.dumps(json.loads(table.to_json(orient="records")), indent=1)
-        st.download_button("Export JSON", records, f"{name}.json", "application/json", on_click="ignore")
 
 
 def snippet(folder: Path) -> str:

@@ -52,3 +52,13 @@ def _has(config: dict[str, Any], component: str) -> bool:
     if "site" not in config:
         return True
     return "head" in str(config.get("by")) if "H" in component else component.endswith(str(config["site"])[:3])
+
+
+def latent_links(run: dict[str, Any], latent: int) -> None:
+    """Where else a latent can be looked at: among the others, and in the circuits of latents that have it."""
+    with st.container(horizontal=True):
+        state.link(state.FEATURES, "All features", sae=run["name"], feature=None)
+        for other in state.results("runs", kinds=["circuit-features"]):
+            if run["name"] in (other["config"].get("sae") or []):
+                state.link(state.CIRCUIT, f"In the circuit {other['name']} →", run=other["name"], n=None, edge=None,
+                           head=f"{run['name']}/{latent}", sae=None, feature=None)  # fmt: skip

@@ -9,8 +9,10 @@ import streamlit as st
 
 from app import state
 from app.components import effect as effects_of
+from app.components.exports import exports
 from app.components.heat_grid import heat_grid
 from app.components.links import links
+from app.components.notes import label_box
 from app.components.provenance import provenance
 from interp import plots
 
@@ -41,13 +43,14 @@ def page() -> None:
     left, right = st.columns([11, 9], gap="large")
     with left:
         row = the_map(focus, table)
-        effects_of.all_rows(table, COLUMNS, "components")
+        effects_of.all_rows(run, table, COLUMNS, "components")
     with right:
         st.subheader(state.escape(effects_of.title(row)), anchor=False)
         effects_of.numbers(row, NAMES)
         links(run, row["component"], here=state.ABLATION)
         effects_of.by_prompt(run["path"], effects, row, NAMES)
-    effects_of.exports(run["name"], effects.rows)
+        label_box(run, row["component"])
+    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=effects_of.snippet(run["path"]))
 

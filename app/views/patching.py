@@ -11,8 +11,10 @@ import streamlit as st
 
 from app import state
 from app.components import effect as effects_of
+from app.components.exports import exports
 from app.components.heat_grid import heat_grid
 from app.components.links import links
+from app.components.notes import label_box
 from app.components.prompt_pair import prompt_pair
 from app.components.provenance import provenance
 from app.components.token_strip import visible
@@ -53,14 +55,15 @@ def page() -> None:
     with left:
         row = the_map(focus, table, effects.about.get("ticks"))
         the_prompts(focus, pairs, row, table)
-        effects_of.all_rows(table, COLUMNS, "cells")
+        effects_of.all_rows(run, table, COLUMNS, "cells")
     with right:
         st.subheader(state.escape(effects_of.title(row)), anchor=False)
         names = (STARTS.get(kind_of(row["method"]), "before"), "patched")
         effects_of.numbers(row, names)
         links(run, row["component"], here=state.PATCHING)
         effects_of.by_prompt(run["path"], effects, row, names)
-    effects_of.exports(run["name"], effects.rows)
+        label_box(run, row["component"])
+    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=effects_of.snippet(run["path"]))
 

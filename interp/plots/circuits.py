@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, GREY, ORANGE, RED
 from interp.plots.labels import escaped
 
 MOST_EDGES = 150
@@ -34,13 +34,19 @@ def place(node: str, n_layers: int, n_heads: int, group: int = 1) -> tuple[float
 
 
 def circuit(
-    table: pd.DataFrame, nodes: Sequence[str], *, selected: str | None = None, labels: Mapping[str, str] | None = None
+    table: pd.DataFrame,
+    nodes: Sequence[str],
+    *,
+    selected: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    pinned: Sequence[str] = (),
 ) -> go.Figure:
     """The edges in the graph between their nodes, wide where strong: red helps the task, blue hurts it; q, k and v are
     told apart by the dash.
 
     A click on a node selects a point whose `customdata` is its name, on the middle of an edge the edge's. `selected`: a
-    node or an edge; the others stand back. `labels`: what nodes are called beside their names.
+    node or an edge; the others stand back. `labels`: what nodes are called beside their names. `pinned` nodes are drawn
+    even where no edge is left to them, in orange.
     """
     kept, labels = table[table["in_graph"]][:MOST_EDGES], labels or {}
     shared = set(table["receiver"].str.extract(r"\.kv(\d+)<", expand=False).dropna())
@@ -55,12 +61,13 @@ def circuit(
             for row, end in zip(kept.itertuples(), ends, strict=True)
         ])
     )  # fmt: skip
-    used = [node for node in dict.fromkeys([*nodes, *ends]) if node in set(kept["sender"]) | set(ends)]
+    used = [node for node in dict.fromkeys([*nodes, *ends]) if node in {*kept["sender"], *ends, *pinned}]
     at = [place(node, *shape) for node in used]
     figure.add_scatter(
         x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="top center", showlegend=False,
         text=[escaped(f"{node} {labels.get(node, '')}".strip()) for node in used], hoverinfo="text",
-        marker={"size": [22 if node == selected else 14 for node in used], "color": GREY, "opacity": 1},
+        marker={"size": [22 if node == selected else 14 for node in used], "opacity": 1,
+                "color": [ORANGE if node in pinned else GREY for node in used]},
         customdata=used,
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
     )  # fmt: skip
