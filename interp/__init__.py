@@ -25,6 +25,14 @@ _HOMES = {
     "trace": "interp.causal.tracing",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
+    "logit_lens": "interp.lenses.logits",
+    "Lens": "interp.lenses.logits",
+    "lens_curve": "interp.lenses.curves",
+    "LensCurve": "interp.lenses.curves",
+    "train_tuned_lens": "interp.lenses.tuned",
+    "TunedLens": "interp.lenses.tuned",
+    "attribute_logits": "interp.lenses.attribution",
+    "Attribution": "interp.lenses.attribution",
     "InputError": "interp.errors",
 }
 
