@@ -30,6 +30,14 @@ _HOMES = {
     "head_circuits": "interp.lenses.eigenvalues",
     "composition": "interp.lenses.composition",
     "heads_and_effects": "interp.lenses.causality",
+    "logit_lens": "interp.lenses.logits",
+    "Lens": "interp.lenses.logits",
+    "lens_curve": "interp.lenses.curves",
+    "LensCurve": "interp.lenses.curves",
+    "train_tuned_lens": "interp.lenses.tuned",
+    "TunedLens": "interp.lenses.tuned",
+    "attribute_logits": "interp.lenses.attribution",
+    "Attribution": "interp.lenses.attribution",
     "InputError": "interp.errors",
 }
 

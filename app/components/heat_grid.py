@@ -7,6 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from interp.plots import Grid
+from interp.plots.effects import Amount
 
 # Component v2 takes a string for a file's path unless it has a line break inside: both strings below have many.
 _JS = """
@@ -61,21 +62,23 @@ function build(host, data) {
 }
 
 function paint(state) {
-  const {values, hover, limit, centre, red_is_positive, ticks, columns} = state.data;
+  const {values, hover, texts, limit, centre, red_is_positive, unsigned, ticks, columns} = state.data;
   const C = columns.length, numbers = C <= 14;
   state.cells.forEach((d, k) => {
     const i = Math.floor(k / C), j = k % C, v = values[i][j];
     d.title = hover[i][j]; d.setAttribute('aria-label', d.title); d.classList.toggle('missing', v === null);
     if (v === null) { d.style.background = ''; d.textContent = ''; return; }
-    const x = (v - centre) / limit, t = Math.min(1, Math.abs(x));
-    d.style.background = `rgb(${mix(WHITE, (x >= 0) === red_is_positive ? RED : BLUE, t).join(',')})`;
+    const x = (v - centre) / limit, t = unsigned ? Math.max(0, Math.min(1, v / (2 * limit))) : Math.min(1, Math.abs(x));
+    const end = unsigned || (x >= 0) !== red_is_positive ? BLUE : RED;
+    d.style.background = `rgb(${mix(WHITE, end, t).join(',')})`;
     d.style.color = t > 0.55 ? 'white' : 'rgb(50,50,60)';
-    d.textContent = !numbers ? '' : Math.abs(v) < 0.005 * limit ? '0' : v.toPrecision(2).replace('-', '\\u2212');
+    d.textContent = texts ? texts[i][j] : !numbers ? '' : Math.abs(v) < 0.005 * limit ? '0' : v.toPrecision(2).replace('-', '\\u2212');
   });
   state.legend.replaceChildren();
   const bar = make(state.legend, 'bar', '');
-  const ends = red_is_positive ? [BLUE, RED] : [RED, BLUE];
-  bar.style.background = `linear-gradient(to right, rgb(${ends[0]}), rgb(${WHITE}), rgb(${ends[1]}))`;
+  const ends = unsigned ? [WHITE, mix(WHITE, BLUE, 0.5), BLUE]
+    : red_is_positive ? [BLUE, WHITE, RED] : [RED, WHITE, BLUE];
+  bar.style.background = `linear-gradient(to right, ${ends.map(c => `rgb(${c})`).join(', ')})`;
   const labels = make(state.legend, 'ticks', '');
   ticks.forEach(t => make(labels, 'tick', t));
 }
@@ -122,11 +125,13 @@ def heat_grid(
             on_pick(name)
 
     scale = grid.scale
-    low, high = scale.centre - scale.limit, scale.centre + scale.limit
+    low, high, unsigned = scale.centre - scale.limit, scale.centre + scale.limit, isinstance(scale, Amount)
+    sign = "" if unsigned else "+"
     data = {
         "rows": grid.rows, "columns": grid.columns, "names": grid.names, "values": grid.values, "hover": grid.hover,
         "limit": scale.limit, "centre": scale.centre, "red_is_positive": scale.red_is_positive, "label": label,
-        "ticks": [f"{low:+.3g}", f"{scale.centre:g}", f"{high:+.3g}"],
+        "ticks": [f"{low:{sign}.3g}", f"{scale.centre:g}", f"{high:{sign}.3g}"], "texts": grid.texts,
+        "unsigned": unsigned,
         "selected": selected if selected in names else None,
     }  # fmt: skip
     _mount(key=key, data=data, on_sel_change=picked)

@@ -8,7 +8,22 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, demo, features, generate, heads, model, patch, record, runs, sae, store, task
+from interp.cli import (
+    ablate,
+    circuit,
+    demo,
+    features,
+    generate,
+    heads,
+    lens,
+    model,
+    patch,
+    record,
+    runs,
+    sae,
+    store,
+    task,
+)
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -30,6 +45,7 @@ app.command("generate")(generate.generate)
 app.command("heads")(heads.heads)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
+app.add_typer(lens.app, name="lens")
 app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)

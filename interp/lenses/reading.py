@@ -65,7 +65,8 @@ def look(
     with edited(model, edits or {}), captured(model, list(places.values())) as cache:
         logits = model(tokens)
     prompt, pos = prompt.to(logits.device), pos.to(logits.device)
-    return Seen({layer: cache[site][prompt, pos] for layer, site in places.items()}, at_least_float(logits[prompt, pos]))
+    hidden = {layer: cache[site][prompt, pos] for layer, site in places.items()}
+    return Seen(hidden, at_least_float(logits[prompt, pos]))
 
 
 def at_least_float(x: Tensor) -> Tensor:

@@ -79,7 +79,9 @@ class StoreSource:
 
     def __init__(self, model: Model, store: Store, config: TunedConfig):
         if store.model.get("fingerprint") != model.fingerprint:
-            raise WrongModel(f'the store {store.name} was recorded from "{store.model.get("name")}", not "{model.name}".')
+            raise WrongModel(
+                f'the store {store.name} was recorded from "{store.model.get("name")}", not "{model.name}".'
+            )
         self.model, self.store, self.name = model, store, f"store {store.name}"
         self.at = {layer: site for layer, site in sites(model).items() if site in store.sites}
         self.layers = tuple(self.at)
@@ -94,7 +96,9 @@ class StoreSource:
         self.rows = np.flatnonzero(sequence < numbers[-n_out])
         self.out = [np.flatnonzero(sequence == number) for number in numbers[-n_out:][:JUDGED]]
         if len(self.rows) < config.batch_size:
-            raise InputError(f"batch_size {config.batch_size} given: {store.path} has {len(self.rows)} rows to train on.")
+            raise InputError(
+                f"batch_size {config.batch_size} given: {store.path} has {len(self.rows)} rows to train on."
+            )
 
     def batches(self, config: TunedConfig, first: int) -> Iterator[Seen]:
         """The batches of steps `first` to the last, in an order that the seed and the epoch fix."""

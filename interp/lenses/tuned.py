@@ -105,9 +105,9 @@ class TunedConfig:
     """How a tuned lens is trained: Adam, its step falling linearly to 0."""
 
     steps: int = 250
-    batch_size: int = 1024
+    batch_size: int = 256
     """Tokens a step; of text whole windows."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     context: int = 128
     """Tokens a window of text."""
     n_tokens: int | None = None

@@ -49,6 +49,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Amount(Scale):
+    """Blues from 0 (white) to twice the centre: of numbers that have no sign."""
+
+    @property
+    def colorscale(self) -> list[list[float | str]]:
+        return [[0.0, WHITE], [1.0, BLUE]]
+
+
+@dataclass(frozen=True)
 class Grid:
     """A map of components, layer by layer: what a cell is called, its number and its tooltip; None where nothing is.
 
@@ -60,6 +69,8 @@ class Grid:
     values: list[list[float | None]]
     hover: list[list[str]]
     scale: Scale
+    texts: list[list[str]] | None = None
+    """What is written in a cell in place of its number."""
 
 
 def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "mean", normalized: bool = False) -> Scale:
