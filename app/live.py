@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from interp.decoder.generation import Sampling, Step
     from interp.decoder.hooks import Edit
     from interp.decoder.loading import Model
+    from interp.lenses.attribution import Attribution
     from interp.lenses.heads import Patterns
     from interp.lenses.logits import Lens
 
@@ -112,6 +113,23 @@ def activity(label: str, name: str, tokens: tuple[int, ...], specs: str) -> pd.D
     import sae
 
     return sae.activity(model(label), dictionary(name), list(tokens), edits=edits(label, specs))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def attribution(
+    label: str, tokens: tuple[int, ...], specs: str, position: int, answer: int | None, wrong: int | None
+) -> Attribution:
+    """What each part contributes to the answer at a position, over the wrong answer if there is one."""
+    from interp.lenses.attribution import attribute_logits
+
+    return attribute_logits(
+        model(label), list(tokens), answer=answer, wrong=wrong, position=position, edits=edits(label, specs)
+    )
+
+
+def spelled(label: str, tokens: Sequence[int]) -> list[str]:
+    """The texts of tokens."""
+    return model(label).token_text(tokens)
 
 
 def tokens_of(label: str, text: str) -> tuple[int, ...]:

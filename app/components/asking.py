@@ -32,7 +32,7 @@ class Asked:
 
 
 def asked(focus: state.Focus, here: str) -> Asked | None:
-    """The boxes at the top of the live page `here`, and what they ask for; None, with a message, where that cannot be."""
+    """The boxes at the top of the live page `here`, and what they ask for; None, with a message, where it cannot."""
     prompts: list[dict[str, Any]] = []
     run = None
     if focus.run and focus.text is None:

@@ -72,7 +72,8 @@ function paint(state) {
     const end = unsigned || (x >= 0) !== red_is_positive ? BLUE : RED;
     d.style.background = `rgb(${mix(WHITE, end, t).join(',')})`;
     d.style.color = t > 0.55 ? 'white' : 'rgb(50,50,60)';
-    d.textContent = texts ? texts[i][j] : !numbers ? '' : Math.abs(v) < 0.005 * limit ? '0' : v.toPrecision(2).replace('-', '\\u2212');
+    if (texts) { d.textContent = texts[i][j]; return; }
+    d.textContent = !numbers ? '' : Math.abs(v) < 0.005 * limit ? '0' : v.toPrecision(2).replace('-', '\\u2212');
   });
   state.legend.replaceChildren();
   const bar = make(state.legend, 'bar', '');

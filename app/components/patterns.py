@@ -110,7 +110,8 @@ _CSS = """
 .box{display:flex;position:relative}
 .big{image-rendering:pixelated;cursor:crosshair;outline:1px solid var(--st-border-color, #8885)}
 .queries{display:grid;text-align:right;padding-right:6px}
-.token{white-space:pre;cursor:pointer;unicode-bidi:isolate;max-width:11em;overflow:hidden;border-radius:3px;padding:0 3px}
+.token{white-space:pre;cursor:pointer;unicode-bidi:isolate;max-width:11em;overflow:hidden;
+  border-radius:3px;padding:0 3px}
 .token.on{outline:2px solid rgb(230,150,20)}
 .keys{display:grid}
 .key{writing-mode:vertical-rl;transform:rotate(180deg);white-space:pre;justify-self:center;max-height:9em;

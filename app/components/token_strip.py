@@ -29,7 +29,9 @@ export default function({data, parentElement, setTriggerValue}) {
         span.classList.add('pick'); span.tabIndex = 0; span.setAttribute('role', 'button');
         const pick = () => setTriggerValue('token', [row, k]);
         span.addEventListener('click', pick);
-        span.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === ' ') { pick(); e.preventDefault(); } });
+        span.addEventListener('keydown', e => {
+          if (e.key === 'Enter' || e.key === ' ') { pick(); e.preventDefault(); }
+        });
       }
       text.appendChild(span);
     });

@@ -1,4 +1,4 @@
-"""Where every head looks in a text, or in a prompt of a run; as it is, weighted by what is written, or as a difference."""
+"""Where every head looks in a text or a prompt of a run: as it is, weighted by what is written, or as a difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import live, state
 from app.components.asking import Asked, asked, at
-from app.components.live_source import source
+from app.components.live_source import source, text_of
 from app.components.patterns import patterns
 
 SHOWN = {
@@ -57,10 +57,11 @@ def page() -> None:
         st.text("All heads on this text: attention to the token before, to the first token; entropy in nats")
         shown = table[COLUMNS].sort_values("previous_token", ascending=False)
         st.dataframe(shown, hide_index=True, height=280, column_config=state.number_columns(shown))
+    weighted = ", weighted=True" if focus.weigh == "value" else ""
     source(
-        chosen, seen.figure(head, weighted=focus.weigh == "value"), table, name=f"attention-{head}",
-        snippet=f'heads = interp.attention(model, {source.text(chosen)}{source.edits(chosen)})\n'
-        f'heads.figure("{head}"{", weighted=True" if focus.weigh == "value" else ""})',
+        chosen, table, lambda: seen.figure(head, weighted=focus.weigh == "value"), name=f"attention-{head}",
+        command=["heads", "--text", text_of(chosen)],
+        lines=f'heads = interp.attention(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
     )  # fmt: skip
 
 
