@@ -23,10 +23,8 @@ def source(
     notebook."""
     loaded = live.model(chosen.model)
     text = text_of(chosen)
-    flags = [
-        *(["--model", loaded.name] if loaded.name != "bundled" else []),
-        *(["--edit", chosen.edit] * bool(chosen.edit)),
-    ]
+    flags = [] if loaded.name == "bundled" else ["--model", loaded.name]
+    flags += ["--edit", chosen.edit] if chosen.edit else []
     run: dict[str, Any] = {
         "name": name, "command": ["interp", *command, *flags], "config": {"text": text, "edit": chosen.edit},
         "model": loaded.provenance(), "versions": runs.versions(), "device": str(loaded.device),
@@ -34,10 +32,8 @@ def source(
     exports(run, table, figure)
     setup = ["import interp", f'model = interp.load_model("{loaded.name}")', f"text = {text!r}"]
     if chosen.edit:
-        setup += [
-            "from interp.causal.edits import parse",
-            f"edits = parse(model, {chosen.edit!r}{_named(chosen.edit)})",
-        ]
+        setup.append("from interp.causal.edits import parse")
+        setup.append(f"edits = parse(model, {chosen.edit!r}{_named(chosen.edit)})")
     else:
         setup.append("edits = None")
     st.subheader("Where this comes from", anchor=False)
