@@ -134,7 +134,7 @@ def _links(position: int) -> None:
 
 
 def _attribution(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position: int) -> None:
-    """Direct logit attribution at the position: of the answer of a pair at its end, elsewhere of the likeliest token."""
+    """Direct logit attribution: at the end of a pair of its answer, elsewhere of the likeliest token."""
     answer, wrong = chosen.answers if position == len(chosen.tokens) - 1 else (None, None)
     here = rows[(rows["position"] == position) & (rows["layer"] == rows["layer"].max())].iloc[0]
     answer = int(here["top_id"][0]) if answer is None else answer
