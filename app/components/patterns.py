@@ -77,7 +77,7 @@ export default function({data, parentElement, setTriggerValue}) {
   data.tokens.forEach((token, k) => {
     make(keys, 'div', 'key', size >= 11 ? token : '').title = `key ${k}: ${token}`;
   });
-  requestAnimationFrame(() => { keys.style.marginLeft = canvas.offsetLeft - large.offsetLeft + 'px'; });
+  requestAnimationFrame(() => { keys.style.marginLeft = canvas.offsetLeft + 'px'; });
   const tip = make(large, 'div', 'tip', '');
   const tell = e => {
     const q = Math.floor(e.offsetY / size), k = Math.floor(e.offsetX / size);
