@@ -132,6 +132,14 @@ def spelled(label: str, tokens: Sequence[int]) -> list[str]:
     return model(label).token_text(tokens)
 
 
+def site_of(direction: str) -> str:
+    """Where a direction of the workspace was found, in short."""
+    from interp.decoder.sites import short
+
+    said = state.json_file(state.result(direction, state.results("runs"))["path"], "direction.json")
+    return short(str(said["site"]))
+
+
 def tokens_of(label: str, text: str) -> tuple[int, ...]:
     """Token ids of a text, after BOS. InputError where the model reads no text, or not so much."""
     loaded = model(label)

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import live, state
+from app.components.edit_builder import edit_builder
 from interp.errors import WrongModel
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -100,10 +101,12 @@ def _edits(focus: state.Focus, model: str) -> str:
     def written() -> None:
         state.write_focus(edit=st.session_state["asked-edit"].strip() or None)
 
-    st.text_input(
-        "Edits of the run", key="asked-edit", on_change=written, max_chars=400,
-        placeholder="none; for example L1.mlp=0, demo/417=8, joy@3.resid_post+4",
-    )  # fmt: skip
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input(
+            "Edits of the run", key="asked-edit", on_change=written, max_chars=400,
+            placeholder="none; for example L1.mlp=0, demo/417=8, joy@3.resid_post+4",
+        )  # fmt: skip
+        edit_builder(focus, model)
     if focus.edit:
         live.edits(model, focus.edit)
     return focus.edit or ""

@@ -30,6 +30,9 @@ def links(run: dict[str, Any], component: str, *, here: str) -> None:
             if other:
                 found.append((page, label, {"run": other["name"], "head": part[0]}))
     with st.container(horizontal=True):
+        if head := re.match(r"L\d+H\d+(?![0-9])", component):
+            keep = {"run": run["name"], "head": head[0], "model": None, "text": None, "method": None, "metric": None}
+            state.link(state.ATTENTION, f"Where {head[0]} looks →", **keep)
         for page, label, changes in found:
             clear = dict.fromkeys(("run", "head", "pos", "method", "metric", "edge", "n", "prompt"))
             state.link(page, f"{label} →", **clear | changes)

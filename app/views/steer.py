@@ -30,7 +30,8 @@ def page() -> None:
     if settings is None:
         return
     key = (chosen, tuple(sorted(settings.items())))
-    if st.button("Write on", type="primary"):
+    asked_for = st.button("Write on", type="primary", on_click=lambda: state.write_focus(seed=settings["seed"]))
+    if asked_for or (focus.seed is not None and "written" not in st.session_state):  # a link shows what it is of
         try:
             st.session_state["written"] = (key, _write(chosen, settings))
         except state.UNREADABLE as error:
@@ -50,15 +51,16 @@ def _strength(focus: state.Focus) -> None:
     if not focus.edit and focus.sae and focus.feature is not None:
         state.link(state.STEER, f"Hold latent {focus.sae}/{focus.feature} at 8", edit=f"{focus.sae}/{focus.feature}=8")
     head, operator, number = _parts(focus.edit or "")
-    if not operator:
+    if operator != "*" and not set(head) & set("/@"):
         return
-    st.session_state["strength"] = min(max(number, -30.0), 30.0)
+    most = max(3.0 if operator == "*" else 30.0, abs(number))
+    st.session_state["strength"] = number
 
     def moved() -> None:
         value = st.session_state["strength"]
         state.write_focus(edit=f"{head}{operator}{value:g}" if operator != "+" else f"{head}{value:+g}")
 
-    st.slider(f"Strength of {head}", -30.0, 30.0, step=0.5, key="strength", on_change=moved)
+    st.slider(f"Strength of {head}", -most, most, step=most / 60, key="strength", on_change=moved)
 
 
 def _parts(edit: str) -> tuple[str, str, float]:
