@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae import features as features
-    from sae.activity import activity as activity
     from sae.circuits import FeatureCircuit as FeatureCircuit
     from sae.circuits import find_feature_circuit as find_feature_circuit
     from sae.dictionary import Dictionary as Dictionary
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sae.evaluation import evaluate as evaluate
     from sae.files import load as load
     from sae.logs import frontier as frontier
+    from sae.looking import activity as activity
     from sae.probing import probe as probe
     from sae.splicing import clamp as clamp
     from sae.splicing import scale as scale
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sae.training import train_grid as train_grid
 
 _HOMES = {
-    "activity": "sae.activity",
+    "activity": "sae.looking",
     "Dictionary": "sae.dictionary",
     "FeatureCircuit": "sae.circuits",
     "Report": "sae.evaluation",

@@ -20,6 +20,7 @@ class Asked:
     """A model and the tokens it reads; `edit` as typed in, checked. `pair`: the prompt of a run that they come from."""
 
     model: str
+    text: str
     tokens: tuple[int, ...]
     pieces: tuple[str, ...]
     edit: str = ""
@@ -47,18 +48,23 @@ def asked(focus: state.Focus, here: str) -> Asked | None:
     left, right = st.columns([1, 4])
     with left:
         model = state.choose("Model", list(labels), "model", focus.model or own or "bundled")
+    if focus.model not in (None, model):
+        st.text(f'No model "{focus.model}" in this workspace: this is {model}.')
     try:
         loaded = live.model(model)
         if run and run["model"].get("fingerprint") not in (None, loaded.fingerprint):
             raise WrongModel(f'the run {run["name"]} was made with another model than "{model}": choose that one.')
         pair = prompts[min(focus.prompt or 0, len(prompts) - 1)] if prompts else None
         with right:
-            tokens = _of_pair(focus, here, run, prompts, pair) if pair else live.tokens_of(model, _typed(focus))
+            text = _of_pair(focus, here, run, prompts, pair) if pair else _typed(focus)
+        tokens = tuple(pair[f"{text}_tokens"]) if pair else live.tokens_of(model, text)
         edit = _edits(focus, model)
     except state.UNREADABLE as error:
         state.problem("This cannot be asked of the model.", error)
         return None
-    return Asked(model, tuple(tokens), tuple(loaded.token_text(tokens)), edit, pair)
+    pieces = tuple(loaded.token_text(tokens))
+    after = loaded.bos is not None and tokens[0] == loaded.bos
+    return Asked(model, "".join(pieces[after:]) if pair else text, tokens, pieces, edit, pair)
 
 
 def _typed(focus: state.Focus) -> str:
@@ -72,8 +78,8 @@ def _typed(focus: state.Focus) -> str:
 
 def _of_pair(
     focus: state.Focus, here: str, run: dict[str, Any], prompts: list[dict[str, Any]], pair: dict[str, Any]
-) -> tuple[int, ...]:
-    """The tokens of a prompt of a run, with boxes to take another one or its counterpart, or to type."""
+) -> str:
+    """Which of a pair's prompts, with boxes to take another pair or the other prompt, or to type."""
     number, side, own = st.columns([2, 2, 2])
     with number:
         st.session_state["asked-prompt"] = prompts.index(pair)
@@ -91,7 +97,7 @@ def _of_pair(
         st.text("of the run " + run["name"])
         clear = dict.fromkeys(("run", "prompt", "side", "pos"))
         state.link(here, "Type a text →", **clear)
-    return tuple(pair[f"{chosen}_tokens"])
+    return chosen
 
 
 def _edits(focus: state.Focus, model: str) -> str:

@@ -22,15 +22,14 @@ def source(
     """Exports, and where it comes from. `command` follows `interp`; `lines` follow `model`, `text` and `edits` in a
     notebook."""
     loaded = live.model(chosen.model)
-    text = text_of(chosen)
     flags = [] if loaded.name == "bundled" else ["--model", loaded.name]
     flags += ["--edit", chosen.edit] if chosen.edit else []
     run: dict[str, Any] = {
-        "name": name, "command": ["interp", *command, *flags], "config": {"text": text, "edit": chosen.edit},
+        "name": name, "command": ["interp", *command, *flags], "config": {"text": chosen.text, "edit": chosen.edit},
         "model": loaded.provenance(), "versions": runs.versions(), "device": str(loaded.device),
     }  # fmt: skip
     exports(run, table, figure)
-    setup = ["import interp", f'model = interp.load_model("{loaded.name}")', f"text = {text!r}"]
+    setup = ["import interp", f'model = interp.load_model("{loaded.name}")', f"text = {chosen.text!r}"]
     if chosen.edit:
         setup.append("from interp.causal.edits import parse")
         setup.append(f"edits = parse(model, {chosen.edit!r}{_named(chosen.edit)})")
@@ -38,12 +37,6 @@ def source(
         setup.append("edits = None")
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet="\n".join([*setup, lines]))
-
-
-def text_of(chosen: Asked) -> str:
-    """The tokens as the text they were made from, without BOS."""
-    loaded = live.model(chosen.model)
-    return "".join(chosen.pieces[loaded.bos is not None and chosen.tokens[0] == loaded.bos :])
 
 
 def _named(edit: str) -> str:

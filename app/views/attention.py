@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import live, state
 from app.components.asking import Asked, asked, at
-from app.components.live_source import source, text_of
+from app.components.live_source import source
 from app.components.patterns import patterns
 
 SHOWN = {
@@ -60,7 +60,7 @@ def page() -> None:
     weighted = ", weighted=True" if focus.weigh == "value" else ""
     source(
         chosen, table, lambda: seen.figure(head, weighted=focus.weigh == "value"), name=f"attention-{head}",
-        command=["heads", "--text", text_of(chosen)],
+        command=["heads", "--text", chosen.text],
         lines=f'heads = interp.attention(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
     )  # fmt: skip
 

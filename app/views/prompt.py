@@ -11,7 +11,7 @@ import streamlit as st
 from app import live, state
 from app.components.asking import Asked, asked, at
 from app.components.heat_grid import heat_grid
-from app.components.live_source import source, text_of
+from app.components.live_source import source
 from app.components.prompt_pair import prompt_pair
 from app.components.token_strip import Strip, token_strips
 from interp.errors import InputError
@@ -58,7 +58,7 @@ def page() -> None:
         _latents(focus, chosen, position)
     source(
         chosen, lens.table().drop(columns=["top_id"]), lambda: lens.figure(_colour(focus)), name="logit-lens",
-        command=["lens", "show", "--text", text_of(chosen)],
+        command=["lens", "show", "--text", chosen.text],
         lines=f'lens = interp.logit_lens(model, text, edits=edits)\nlens.figure("{_colour(focus)}")',
     )  # fmt: skip
 

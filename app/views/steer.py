@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import live, state
 from app.components.asking import Asked, asked
-from app.components.live_source import source, text_of
+from app.components.live_source import source
 from app.components.token_strip import Strip, token_strips
 from interp.plots.generation import kl_by_token
 from interp.plots.labels import visible
@@ -172,7 +172,7 @@ def _shown(chosen: Asked, settings: tuple[tuple[str, Any], ...], rows: pd.DataFr
         "--max-new-tokens": asked_for["max_new_tokens"], "--temperature": asked_for["temperature"],
         "--seed": asked_for["seed"],
     }  # fmt: skip
-    text = text_of(chosen)
+    text = chosen.text
     given = ", ".join(f"{name.lstrip('-').replace('-', '_')}={value!r}" for name, value in flags.items())
     source(
         chosen, rows, lambda: kl_by_token(rows), name="steered",

@@ -84,6 +84,7 @@ def cells(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> Gr
     """The same as a map of cells called `layer@position`: the output above, each cell with the layer's top token."""
     rows = rows[rows["position"] > rows["position"].max() - last].sort_values(["layer", "position"], kind="stable")
     layers, positions = sorted(rows["layer"].unique(), reverse=True), sorted(rows["position"].unique())
+    layers, positions = list(map(int, layers)), list(map(int, positions))
     at = {(cell.layer, cell.position): cell for cell in rows.itertuples()}
     lines = [[at[layer, position] for position in positions] for layer in layers]
     numbers = [[cell.top_prob[0] if colour == "top_prob" else getattr(cell, colour) for cell in line] for line in lines]
