@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Lenses: what each layer says, and which parts write a logit.", no_args_is_help=True)
 
+_READ = {
+    "Lens": "Each layer's residual stream, read through the last layer norm and the unembedding. The last layer is the "
+    "model's output; kl is KL(output || lens) in nats; rank 1 is the top token.",
+    "LensCurve": "Each layer's residual stream, read at the positions that the task reads, as the output is: means "
+    "over prompts with 95% bootstrap intervals. The last layer is the model's output.",
+    "Attribution": "What each part wrote to the last residual stream, along the direction of the logit difference, the "
+    "scale of the last layer norm held: nats, mean over prompts with 95% bootstrap intervals. The rows sum to the "
+    "logit difference. The direct way only: what later parts make of it counts as theirs.",
+}
+"""How to read the three results."""
+
 Text = Annotated[str | None, typer.Option("--text", help="One prompt, as text.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="ioi, ..., or a .jsonl of prompt pairs: means over it.")]
 Tuned = Annotated[str | None, typer.Option(help="A run of interp lens train: read by it too.")]
@@ -261,7 +272,7 @@ def _about(found: Lens | LensCurve | Attribution) -> str:
     about = found.about
     of = f", task {about['task']}" if "task" in about else ""
     edits = f", edited at {', '.join(about['edits'])}" if about["edits"] else ""
-    return f'"{about["model"]["name"]}"{of}{edits}. {type(found).table.__doc__}'
+    return f'"{about["model"]["name"]}"{of}{edits}. {_READ[type(found).__name__]}'
 
 
 def _report(path: Path, said: str, figures: list[Any], rows: Any) -> None:

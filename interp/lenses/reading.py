@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ LOGITS_AT_ONCE = 2**24
 """Logits of one layer held at a time, and of a run's output."""
 
 
+@runtime_checkable
 class Translator(Protocol):
     """What is done to the stream of a layer before it is read (`interp.lenses.tuned`)."""
 
