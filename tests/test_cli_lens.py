@@ -31,14 +31,14 @@ def run_of(folder):
 
 
 def test_show_prints_each_layer_and_writes_nothing_unasked(base, tmp_path, capsys):
-    assert main(["lens", "show", *base, "--text", PROMPT, "--target", " Mary", "--top", "2"]) == 0
+    assert main(["lens", "show", *base, PROMPT, "--target", " Mary", "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "target ' Mary'" in lines[0] and [line.split()[0] for line in lines[1:]] == ["L1", "L0", "embed"]
     assert not list(tmp_path.iterdir())
 
 
 def test_show_of_a_prompt_and_of_a_task_are_runs(base, tmp_path, pairs_file, capsys):
-    assert main(["lens", "show", *base, "--text", PROMPT, "--edit", "L0H1=0", "--colour", "kl", "--out", "text"]) == 0
+    assert main(["lens", "show", *base, PROMPT, "--edit", "L0H1=0", "--colour", "kl", "--out", "text"]) == 0
     assert run_of(tmp_path / "runs/text")["kind"] == "lens"
     assert {"layer", "position", "top", "rank", "kl"} <= set(pd.read_parquet(tmp_path / "runs/text/lens.parquet"))
     assert main(["lens", "show", *base, "--task", pairs_file, "--out", "task"]) == 0
@@ -72,26 +72,26 @@ def test_attribute_prints_the_largest_parts_and_their_sum(base, tmp_path, pairs_
     assert run_of(tmp_path / "runs/direct")["kind"] == "lens-attribute"
     rows = pd.read_parquet(tmp_path / "runs/direct/attribution.parquet")
     assert rows["contribution"].sum() == pytest.approx(float(lines[0].split()[3].rstrip(",")), abs=2e-3)
-    assert main([*asked, "--text", PROMPT, "--answer", " shop", "--by", "layer"]) == 0
+    assert main([*asked, PROMPT, "--answer", " shop", "--by", "layer"]) == 0
     assert "logit(answer) " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show"], "give --text or --task"),
-        (["show", "--text", PROMPT, "--task", "ioi"], "give --text or --task"),
-        (["show", "--text", PROMPT, "--target", " no token"], "give one, with its space"),
-        (["show", "--text", PROMPT, "--colour", "green"], "one of top_prob"),
-        (["show", "--text", PROMPT, "--position", "99"], "position 99 given"),
-        (["show", "--text", PROMPT, "--tuned", "none"], "interp lens train"),
-        (["show", "--text", PROMPT, "--edit", "L9H9=0"], "Nearest"),
+        (["show"], "give a text or --task"),
+        (["show", PROMPT, "--task", "ioi"], "give a text or --task"),
+        (["show", PROMPT, "--target", " no token"], "give one, with its space"),
+        (["show", PROMPT, "--colour", "green"], "one of top_prob"),
+        (["show", PROMPT, "--position", "99"], "position 99 given"),
+        (["show", PROMPT, "--tuned", "none"], "interp lens train"),
+        (["show", PROMPT, "--edit", "L9H9=0"], "Nearest"),
         (["train", "--corpus", "a", "--store", "b"], "train on one of them"),
         (["train", "--corpus", "no-file.txt"], "no-file.txt"),
         (["train", "--store", "none"], "no store"),
         (["attribute", "--task", "ioi", "--wrong", " x"], "a task has its own"),
-        (["attribute", "--text", PROMPT, "--by", "heads"], "Nearest"),
-        (["attribute", "--text", PROMPT, "--sae", "none"], "no dictionary"),
+        (["attribute", PROMPT, "--by", "heads"], "Nearest"),
+        (["attribute", PROMPT, "--sae", "none"], "no dictionary"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(base, tmp_path, capsys, arguments, message):

@@ -3,7 +3,6 @@ in, Figure out."""
 
 from __future__ import annotations
 
-import html
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY, RED
-from interp.plots.effects import Scale, clickable, component_grid, footnote, visible
+from interp.plots.effects import Scale, clickable, component_grid, footnote
+from interp.plots.labels import escaped, visible
 
 COLOURS = {
     "top_prob": "probability of the layer's top token, 0 to 1",
@@ -85,15 +85,16 @@ def _label(layer: int) -> str:
 
 
 def _word(token: str) -> str:
-    """A token that fits a cell. Plotly knows no &quot;, and needs none."""
+    """A token that fits a cell."""
     text = visible(token)
-    return html.escape(text if len(text) <= 9 else f"{text[:8]}…", quote=False)
+    text = text.strip(" ") or text
+    return escaped(text if len(text) <= 9 else f"{text[:8]}…")
 
 
 def _told(cell: tuple) -> str:
     """A cell in words: what the layer says, and how the target stands."""
     top = ", ".join(f"{visible(word)} {p:.3g}" for word, p in zip(cell.top, cell.top_prob, strict=True))
-    return html.escape(
+    return escaped(
         f"{_label(cell.layer)} at {cell.position} ({visible(cell.token)}): {top}. Target {visible(cell.target)}: "
         f"probability {cell.prob:.3g}, rank {cell.rank:,}. KL {cell.kl:.3g}, entropy {cell.entropy:.3g}"
     )
@@ -143,7 +144,7 @@ def attribution(rows: pd.DataFrame, metric: str, total: float) -> go.Figure:
         figure = _map(rows, metric, formula)
         inside = rows["component"].str.fullmatch(r"L\d+(H\d+|\.\w+)")
         outside = [f"{row.component} {row.contribution:+.2f}" for row in rows[~inside].itertuples()]
-        title += f"<br><sup>beside the map: {html.escape(', '.join(outside))}</sup>" if outside else ""
+        title += f"<br><sup>beside the map: {escaped(', '.join(outside))}</sup>" if outside else ""
     figure.update_layout(title={"text": title, "font": {"size": 15}}, margin={"t": 70})
     return figure
 
@@ -163,11 +164,11 @@ def _bars(rows: pd.DataFrame, formula: str) -> go.Figure:
     largest = rows["contribution"].abs().sort_values(ascending=False, kind="stable").index[:N_BARS]
     shown = rows if len(rows) <= N_BARS else rows.loc[largest]
     figure = go.Figure(go.Bar(
-        x=shown["contribution"], y=shown["component"].map(html.escape), orientation="h",
+        x=shown["contribution"], y=shown["component"].map(escaped), orientation="h",
         error_x={"type": "data", "symmetric": False, "array": shown["ci_high"] - shown["contribution"],
                  "arrayminus": shown["contribution"] - shown["ci_low"], "thickness": 1},
         marker={"color": np.where(shown["contribution"] >= 0, RED, BLUE)},
-        hovertext=[html.escape(f"{row.component}: {row.contribution:+.3g}, 95% interval {row.ci_low:+.3g} to "
+        hovertext=[escaped(f"{row.component}: {row.contribution:+.3g}, 95% interval {row.ci_low:+.3g} to "
                                f"{row.ci_high:+.3g}, n = {row.n}") for row in shown.itertuples()], hoverinfo="text",
     ))  # fmt: skip
     left = f"; the largest {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
