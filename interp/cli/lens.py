@@ -20,19 +20,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Lenses: what each layer says, and which parts write a logit.", no_args_is_help=True)
 
-Text = Annotated[str | None, typer.Option("--text", help="One prompt, as text.")]
+_READ = {
+    "Lens": "Each layer's residual stream, read through the last layer norm and the unembedding. The last layer is the "
+    "model's output; kl is KL(output || lens) in nats; rank 1 is the top token.",
+    "LensCurve": "Each layer's residual stream, read at the positions that the task reads, as the output is: means "
+    "over prompts with 95% bootstrap intervals. The last layer is the model's output.",
+    "Attribution": "What each part wrote to the last residual stream, along the direction of the logit difference, the "
+    "scale of the last layer norm held: nats, mean over prompts with 95% bootstrap intervals. The rows sum to the "
+    "logit difference. The direct way only: what later parts make of it counts as theirs.",
+}
+"""How to read the three results."""
+
+Prompt = Annotated[str | None, typer.Argument(help="A text; or --task.", show_default=False)]
 TaskName = Annotated[str | None, typer.Option("--task", help="ioi, ..., or a .jsonl of prompt pairs: means over it.")]
+Keep = Annotated[str | None, typer.Option("--out", help="Keep it as a run of this name; else it is only printed.")]
 Tuned = Annotated[str | None, typer.Option(help="A run of interp lens train: read by it too.")]
 Position = Annotated[int, typer.Option(help="Where the prompt is read; -1 the last.")]
 
 
 @app.command()
 def show(
-    text: Text = None,
+    prompt: Prompt = None,
     task: TaskName = None,
     model: options.ModelName = "bundled",
-    target: Annotated[str | None, typer.Option(help='Of --text: the token asked for, " Mary"; else the next.')] = None,
-    top: Annotated[int, typer.Option(help="Of --text: likeliest tokens of each layer.", min=1)] = 5,
+    target: Annotated[str | None, typer.Option(help='Of a text: the token asked for, " Mary"; else the next.')] = None,
+    top: Annotated[int, typer.Option(help="Of a text: likeliest tokens of each layer.", min=1)] = 5,
     position: Position = -1,
     colour: Annotated[str, typer.Option(help="Of the figure: top_prob, prob, rank, kl, entropy.")] = "top_prob",
     tuned: Tuned = None,
@@ -40,7 +52,7 @@ def show(
     n: options.N = None,
     corruption: options.Corruption = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
+    out: Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -49,12 +61,12 @@ def show(
     """What would the model say if it stopped after each layer? Of one prompt its likeliest tokens; of a task when the
     answer emerges. With --out a run with figures and a report.
 
-    Example: interp lens show --text "When Mary and John went to the shop, John gave a bag to" --target " Mary"
+    Example: interp lens show "When Mary and John went to the shop, John gave a bag to" --target " Mary"
 
     Example: interp lens show --task ioi --n 200 --tuned bundled-lens --out ioi-lens
     """
     settings = _settings(locals())
-    path = _place(text, task, out, workspace, overwrite, "lens")
+    path = _place(prompt, task, out, workspace, overwrite, "lens")
     from interp.plots.lenses import COLOURS
 
     if colour not in COLOURS:
@@ -64,8 +76,8 @@ def show(
 
     loaded = interp.load_model(model, device=device, dtype=dtype)
     edits, lens = editing.read(edit, loaded, workspace), _tuned(tuned, workspace, loaded)
-    if text is not None:
-        found = interp.logit_lens(loaded, text, target=target, top=top, edits=edits, tuned=lens)
+    if prompt is not None:
+        found = interp.logit_lens(loaded, prompt, target=target, top=top, edits=edits, tuned=lens)
         _say_prompt(found, position)
         if path is not None:
             with _recording(path, "lens", settings, loaded, seed, overwrite):
@@ -131,11 +143,11 @@ def train(
 
 @app.command()
 def attribute(
-    text: Text = None,
+    prompt: Prompt = None,
     task: TaskName = None,
     model: options.ModelName = "bundled",
-    answer: Annotated[str | None, typer.Option(help="Of --text; the model's top token if not given.")] = None,
-    wrong: Annotated[str | None, typer.Option(help="Of --text: the token that the answer is held against.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Of a text; the model's top token if not given.")] = None,
+    wrong: Annotated[str | None, typer.Option(help="Of a text: the token that the answer is held against.")] = None,
     position: Position = -1,
     by: Annotated[str, typer.Option(help="layer, component (heads, MLPs, biases) or neuron.")] = "component",
     sae: Annotated[
@@ -146,7 +158,7 @@ def attribute(
     n: options.N = None,
     corruption: options.Corruption = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
+    out: Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -157,12 +169,12 @@ def attribute(
 
     Example: interp lens attribute --task ioi --n 200 --out ioi-direct
 
-    Example: interp lens attribute --text "The keys to the cabinet" --answer " are" --wrong " is" --by neuron
+    Example: interp lens attribute "The keys to the cabinet" --answer " are" --wrong " is" --by neuron
     """
     settings = _settings(locals())
-    path = _place(text, task, out, workspace, overwrite, "lens-attribute")
+    path = _place(prompt, task, out, workspace, overwrite, "lens-attribute")
     if task is not None and (answer or wrong):
-        raise InputError("--answer and --wrong are of --text: a task has its own.")
+        raise InputError("--answer and --wrong are of a text: a task has its own.")
     import interp
     from interp.cli import editing
     from interp.cli.batch import dictionary
@@ -172,7 +184,7 @@ def attribute(
     dictionaries = {name: dictionary(name, str(workspace), loaded) for name in sae or []}
     prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption) if task else None
     found = interp.attribute_logits(
-        loaded, prompts or text, by=by, answer=answer, wrong=wrong, position=position, dictionaries=dictionaries,
+        loaded, prompts or prompt, by=by, answer=answer, wrong=wrong, position=position, dictionaries=dictionaries,
         edits=edits, seed=seed, progress=True,
     )  # fmt: skip
     _say_attribution(found, top)
@@ -191,11 +203,11 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(
-    text: str | None, task: str | None, out: str | None, workspace: Path, overwrite: bool, kind: str
+    prompt: str | None, task: str | None, out: str | None, workspace: Path, overwrite: bool, kind: str
 ) -> Path | None:
     """The run's folder, checked; None where nothing is to be written. InputError unless one thing is looked at."""
-    if (text is None) == (task is None):
-        raise InputError("give --text or --task: one prompt, or the prompts of a task.")
+    if (prompt is None) == (task is None):
+        raise InputError("give a text or --task: one prompt, or the prompts of a task.")
     path = None if out is None else runs.place(workspace, "runs", out, kind)
     if path is not None:
         runs.check_free(path, overwrite)
@@ -261,7 +273,7 @@ def _about(found: Lens | LensCurve | Attribution) -> str:
     about = found.about
     of = f", task {about['task']}" if "task" in about else ""
     edits = f", edited at {', '.join(about['edits'])}" if about["edits"] else ""
-    return f'"{about["model"]["name"]}"{of}{edits}. {type(found).table.__doc__}'
+    return f'"{about["model"]["name"]}"{of}{edits}. {_READ[type(found).__name__]}'
 
 
 def _report(path: Path, said: str, figures: list[Any], rows: Any) -> None:

@@ -128,8 +128,8 @@ def attribute_logits(
     error: of a `resid_post` all that was written up to there, of `attn_out`, `z` or `mlp_out` what that layer wrote.
     `edits`: of the run. `seed`: of the bootstrap over prompts.
 
-    InputError for a model whose logits are capped or whose parts do not add up to the stream (a norm after attention or
-    the MLP), for dictionaries that explain the same thing twice or read several sites.
+    InputError for a model whose logits are capped or whose parts do not add up to them, for dictionaries that explain
+    the same thing twice or read several sites.
     """
     if by not in BY:
         raise UnknownName(f'no parts "{by}". Nearest: {nearest(by, BY)}.')
@@ -235,8 +235,8 @@ def _check_sum(model: Model, task: Task) -> None:
     off, most = (parts.sum(1) - total).abs().max(), parts.abs().max().clamp(min=1)
     if not off <= 10 * TOLERANCE[model.dtype] * most:
         raise InputError(
-            f'the parts of "{model.name}" do not add up to its logits ({off:.2g} is left over): a norm stands after '
-            "its attention or its MLP, or something else writes to the residual stream; use interp.ablate."
+            f'the parts of "{model.name}" do not add up to its logits ({off:.2g} is left over): something other '
+            "than its embeddings, heads and MLPs writes to the residual stream; use interp.ablate."
         )
 
 

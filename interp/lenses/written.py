@@ -1,12 +1,13 @@
 """What each part wrote to the last residual stream, as its component along a direction: the parts of a sum.
 
-The stream is the embeddings, plus what each layer's heads and its MLP wrote, plus their biases. A dictionary breaks one
-piece of that sum up further: what it reads of it, into its latents, its bias, and its error.
+The stream is the embeddings, plus what each layer's heads and its MLP wrote, plus their biases. Where a norm stands
+between a layer's heads and the stream (Gemma 2, OLMo 2), its scale is held too. A dictionary breaks one piece of the
+sum up further: what it reads of it, into its latents, its bias, and its error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.decoder import parts
+from interp.decoder.hooks import edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import MODEL_SITES, layer_site, short
 from interp.errors import InputError
@@ -117,11 +119,12 @@ def contributions(
         elif stage[1] == "embed":
             yield _embeddings(model, given, u)
         elif stage[1] == "z":
-            yield _heads(model, stage[0], given[layer_site(stage[0], "z")], u)
+            yield _heads(model, stage[0], given, u)
         elif stage[1] == "b_O":
             bias = parts.head_bias(model, stage[0])
             if isinstance(bias, Tensor):
-                yield [Part(f"L{stage[0]}.b_O", "attn_bias", stage[0], -1, f"L{stage[0]}.attn")], _along(bias, u)
+                part = Part(f"L{stage[0]}.b_O", "attn_bias", stage[0], -1, f"L{stage[0]}.attn")
+                yield [part], _along(bias, _before_heads_norm(model, stage[0], given, u))
         else:
             yield from _mlp(model, stage[0], given, u, neurons=by == "neuron")
 
@@ -140,30 +143,58 @@ def _embeddings(model: Model, given: Mapping[str, Tensor], u: Tensor) -> Block:
     return [embed, Part("pos_embed", "pos_embed", -1, -1, "embed")], torch.cat(both, 1)
 
 
-def _heads(model: Model, layer: int, z: Float[Tensor, "read head d_head"], u: Tensor) -> Block:
-    found = einsum(z.double(), _through_W_O(model, layer, u), "read head d_head, read head d_head -> read head")
+def _heads(model: Model, layer: int, given: Mapping[str, Tensor], u: Tensor) -> Block:
+    z, through = given[layer_site(layer, "z")].double(), _through_W_O(model, layer, given, u)
+    found = einsum(z, through, "read head d_head, read head d_head -> read head")
     return [Part(f"L{layer}H{h}", "head", layer, h, f"L{layer}.attn") for h in range(model.n_heads)], found
 
 
-def _through_W_O(model: Model, layer: int, u: Float[Tensor, "read d_model"]) -> Float[Tensor, "read head d_head"]:
+def _through_W_O(
+    model: Model, layer: int, given: Mapping[str, Tensor], u: Float[Tensor, "read d_model"]
+) -> Float[Tensor, "read head d_head"]:
     """The direction of each head's z that is written along u."""
     W_O = model.bridge.blocks[layer].attn.W_O.double()
+    u = _before_heads_norm(model, layer, given, u)
     return einsum(W_O, u, "head d_head d_model, read d_model -> read head d_head")
+
+
+def _before_heads_norm(model: Model, layer: int, given: Mapping[str, Tensor], u: Tensor) -> Tensor:
+    z = given[layer_site(layer, "z")]
+    return _before_norm(model, layer, "ln1_post", lambda: parts.head_outputs(model, layer, z).sum(1) +
+                        parts.head_bias(model, layer), u)  # fmt: skip
+
+
+def _before_norm(
+    model: Model, layer: int, name: str, wrote: Callable[[], Float[Tensor, "read d_model"]], u: Tensor
+) -> Float[Tensor, "read d_model"]:
+    """The direction that a norm after attention or the MLP turns into u, its scale held; u where there is none. `wrote`
+    is what goes into the norm."""
+    block = model.bridge.blocks[layer]
+    if name not in block._modules:
+        return u
+    with torch.enable_grad(), edited(model, {f"blocks.{layer}.{name}.hook_scale": lambda scale: scale.detach()}):
+        x = wrote().detach().requires_grad_()
+        (found,) = torch.autograd.grad(block._modules[name](x), x, u.to(x.dtype))
+    return found.double()
 
 
 def _mlp(model: Model, layer: int, given: Mapping[str, Tensor], u: Tensor, *, neurons: bool) -> Iterator[Block]:
     """What the MLP wrote, without its bias; or each neuron its activation times its row of W_out. Then the bias."""
-    mlp, group = model.bridge.blocks[layer].mlp, f"L{layer}.mlp"
-    bias = getattr(mlp, "b_out", None)
+    block, group = model.bridge.blocks[layer], f"L{layer}.mlp"
+    mlp, bias = block.mlp, getattr(block.mlp, "b_out", None)
+    if "ln2_post" in block._modules and not neurons:
+        bias = None  # it goes through the norm with the rest
+    whole = _along(given[layer_site(layer, "mlp_out")], u)
     if neurons:
-        post = given[layer_site(layer, "post")].double()
-        found = post * (u @ mlp.W_out.double().T)
+        post = given[layer_site(layer, "post")]
+        u = _before_norm(model, layer, "ln2_post", lambda: post @ mlp.W_out + (0 if bias is None else bias), u)
+        found = post.double() * (u @ mlp.W_out.double().T)
         yield [Part(f"L{layer}N{n}", "neuron", layer, n, group) for n in range(post.shape[1])], found
-    else:
-        wrote = given[layer_site(layer, "mlp_out")].double()
-        yield [Part(group, "mlp", layer, -1, group)], _along(wrote if bias is None else wrote - bias.double(), u)
-    if bias is not None:
-        yield [Part(f"L{layer}.b_out", "mlp_bias", layer, -1, group)], _along(bias, u)
+    constant = None if bias is None else _along(bias, u)
+    if not neurons:
+        yield [Part(group, "mlp", layer, -1, group)], whole if constant is None else whole - constant
+    if constant is not None:
+        yield [Part(f"L{layer}.b_out", "mlp_bias", layer, -1, group)], constant
 
 
 def _latents(model: Model, name: str, dictionary: Any, given: Mapping[str, Tensor], u: Tensor) -> Block:
@@ -172,7 +203,7 @@ def _latents(model: Model, name: str, dictionary: Any, given: Mapping[str, Tenso
     layer, _, kind = short(site).partition(".")
     x, y = given[dictionary.sites[0]].flatten(1), given[site].flatten(1).double()
     if kind == "z":
-        u = rearrange(_through_W_O(model, int(layer), u), "read head d_head -> read (head d_head)")
+        u = rearrange(_through_W_O(model, int(layer), given, u), "read head d_head -> read (head d_head)")
     x = x.to(dictionary.W_dec)
     z, W_dec = dictionary.encode(x).double(), dictionary.W_dec.double()
     rest = dictionary.decode(torch.zeros_like(z).to(x), x).double()  # the bias, and what skips the latents

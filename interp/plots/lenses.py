@@ -43,7 +43,7 @@ def grid(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> go.
     the tokens of the prompt, above the target of each position. The `last` positions are drawn."""
     length = rows["position"].max() + 1
     rows = rows[rows["position"] >= length - last]
-    layers, positions = sorted(rows["layer"].unique()), sorted(rows["position"].unique())
+    layers, positions = sorted(rows["layer"].unique().tolist()), sorted(rows["position"].unique().tolist())
     cells = rows.sort_values(["layer", "position"], kind="stable")
     shape = (len(layers), len(positions))
     values = cells["top_prob"].str[0] if colour == "top_prob" else cells[colour]
@@ -107,8 +107,9 @@ def _label(layer: int) -> str:
 
 
 def _word(token: str) -> str:
-    """A token that fits a cell. Plotly knows no &quot;, and needs none."""
+    """A token that fits a cell."""
     text = visible(token)
+    text = text.strip(" ") or text
     return escaped(text if len(text) <= 9 else f"{text[:8]}…")
 
 
@@ -128,7 +129,7 @@ def _said(cell: tuple) -> str:
 def curve(rows: pd.DataFrame, metric: str) -> go.Figure:
     """A metric by layer, a line a lens, with its 95% interval over prompts."""
     rows = rows[rows["metric"] == metric]
-    layers = sorted(rows["layer"].unique())
+    layers = sorted(rows["layer"].unique().tolist())
     at, figure = {layer: number for number, layer in enumerate(layers)}, go.Figure()
     for lens, part in rows.groupby("lens", sort=False):
         x, colour = part["layer"].map(at), _LENSES.get(lens, GREY)
