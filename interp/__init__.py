@@ -24,7 +24,7 @@ _HOMES = {
     "Circuit": "interp.causal.circuits",
     "trace": "interp.causal.tracing",
     "Effects": "interp.causal.effects",
-    "attention": "interp.lenses.heads",
+    "patterns": "interp.lenses.heads",
     "head_scores": "interp.lenses.heads",
     "head_circuits": "interp.lenses.eigenvalues",
     "composition": "interp.lenses.composition",
