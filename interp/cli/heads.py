@@ -128,7 +128,7 @@ def _say(found: _Found) -> None:
     if found.circuits is not None:
         _say_circuits(found.circuits)
     if found.composition is not None:
-        _say_composition(found.composition, found.scores.top("induction", 3).component.tolist())
+        _say_composition(found.composition, found.scores.induction_heads()[:3])
     print("".join(found.patterns.text).replace("\n", "\\n"))
     table = found.patterns.table().sort_values("entropy", kind="stable").drop(columns=["layer", "index"])
     print(table.head(2 * N_SHOWN).to_string(index=False, float_format="{:.3f}".format))
@@ -167,7 +167,8 @@ def _say_composition(composition: Composition, heads: list[str]) -> None:
             for head in heads
             for r in composition.into(head, kind, 2).itertuples()
         ]
-        print(f"{'':<16}{'  '.join(into)}")
+        if into:
+            print(f"{'':<16}{'  '.join(into)}")
 
 
 def _report(found: _Found, path: Path) -> str:

@@ -50,6 +50,9 @@ SCORES = ("previous_token", "current_token", "first_token", "duplicate_token", "
 CONTROLLED = ("duplicate_token", "induction")
 """Scores of tokens that come again, which corrupted prompts show without that."""
 
+MARGIN = 0.1
+"""Attention by which an induction head attends to what came next more than to the same distance elsewhere."""
+
 N_SEQUENCES = 50
 LENGTH = 24
 """Random tokens in each of the two copies: those of the task `induction`."""
@@ -213,6 +216,11 @@ class HeadScores:
         """The `n` heads with the highest `score`, of the entropy the lowest: component, score and interval."""
         columns = ["component", check_score(score), f"{score}_low", f"{score}_high"]
         return self.rows.sort_values(score, ascending=score == "entropy", kind="stable")[columns].head(n)
+
+    def induction_heads(self) -> list[str]:
+        """Heads whose induction score is above its control by `MARGIN`, the highest score first."""
+        rows = self.rows.sort_values("induction", ascending=False, kind="stable")
+        return rows[rows.induction > rows.get("induction_control", 0) + MARGIN].component.tolist()
 
     def figure(self, score: str = "induction") -> Figure:
         """Layer x head map of one score; a click selects a head's name."""
