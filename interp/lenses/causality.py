@@ -63,7 +63,7 @@ class HeadsAndEffects:
         beside = rows[rows.layer >= from_layer].component.tolist()
         places = ", ".join(f"{head} {beside.index(head) + 1}" for head in best)
         return (
-            f"Induction heads, and their places by harm among the {len(beside)} heads of layers {from_layer} and above: "
+            f"Induction heads, and their places by harm among the {len(beside)} heads of layers {from_layer} and up: "
             f"{places}. {end}"
         )
 

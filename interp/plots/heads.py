@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY, RED, WHITE
-from interp.plots.effects import Scale, clickable, footnote, visible
+from interp.plots.effects import Scale, clickable, footnote
+from interp.plots.labels import escaped, tick, visible
 
 N_TICKS = 64
 """Tokens written on an axis of a pattern, at most."""
@@ -78,10 +78,10 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     every = -(-len(tokens) // N_TICKS)
     ticks = {
         "tickmode": "array", "tickvals": list(range(0, len(tokens), every)), "showgrid": False, "zeroline": False,
-        "ticktext": [html.escape(visible(token)) for token in frame.index[::every]], "tickfont": {"size": 11},
+        "ticktext": [tick(token) for token in frame.index[::every]], "tickfont": {"size": 11},
     }  # fmt: skip
     values = frame.to_numpy(dtype=float)
-    safe = [html.escape(token) for token in tokens]
+    safe = [escaped(token) for token in tokens]
     heat = go.Heatmap(
         z=values, zmin=0, zmax=float(values.max()) if weighted else 1.0, colorscale=[[0, WHITE], [1, BLUE]],
         text=[[f"{q} looks at {k}: {value:.3f}" for k, value in zip(safe, line, strict=True)]
@@ -90,7 +90,7 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     )  # fmt: skip
     figure = go.Figure(heat)
     side = int(np.clip(22 * len(tokens), 320, 900))
-    title = f"{html.escape(head)}: {'value-weighted attention' if weighted else 'attention'}"
+    title = f"{escaped(head)}: {'value-weighted attention' if weighted else 'attention'}"
     figure.update_layout(
         title=title, xaxis=ticks | {"title": f"key<br><sub>{unit}</sub>", "tickangle": -60, "constrain": "domain"},
         yaxis=ticks | {"title": "query", "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
@@ -113,7 +113,7 @@ def eigenvalues(frame: pd.DataFrame, head: str, circuit: str) -> go.Figure:
     figure = go.Figure(points)
     lines = {"zeroline": True, "zerolinecolor": GREY, "gridcolor": "rgb(235,235,235)", "range": [-most, most]}
     figure.update_layout(
-        title=f"{html.escape(head)}: eigenvalues of {circuit.upper()}, sum / sum of sizes {score:+.3f}",
+        title=f"{escaped(head)}: eigenvalues of {circuit.upper()}, sum / sum of sizes {score:+.3f}",
         xaxis=lines | {"title": "real part"}, yaxis=lines | {"title": "imaginary part", "scaleanchor": "x"},
         plot_bgcolor="white", width=560, height=560, margin={"l": 70, "r": 20, "t": 50, "b": 60},
     )  # fmt: skip
