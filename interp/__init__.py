@@ -25,7 +25,7 @@ _HOMES = {
     "trace": "interp.causal.tracing",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
-    "attention": "interp.lenses.heads",
+    "patterns": "interp.lenses.heads",
     "head_scores": "interp.lenses.heads",
     "head_circuits": "interp.lenses.eigenvalues",
     "composition": "interp.lenses.composition",

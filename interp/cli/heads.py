@@ -101,7 +101,7 @@ def _measure(model: Model, settings: dict[str, Any], edits: dict[str, Edit]) -> 
     text = task.prompts[0].clean_tokens if settings["text"] is None else settings["text"]
     return _Found(
         effects.scores if effects else interp.head_scores(model, on, seed=seed, edits=edits),
-        interp.attention(model, text, edits=edits),
+        interp.patterns(model, text, edits=edits),
         interp.head_circuits(model, embedding=settings["embedding"], offset=settings["offset"], seed=seed)
         if settings["circuits"]
         else None,
@@ -120,35 +120,55 @@ def _windows(model: Model, corpus: str, n: int) -> Any:
 
 
 def _say(found: _Found) -> None:
-    scores = found.scores
-    from interp.lenses.heads import SCORES
-
-    print(
-        f"{scores.about['n']} sequences of up to {scores.about['length']} tokens ({scores.about['on']}); [95% interval]"
-    )
-    for score in SCORES:
-        top = scores.top(score, N_SHOWN)
-        told = "  ".join(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]" for name, value, low, high in top.to_numpy())
-        which = "lowest" if score == "entropy" else "highest"
-        print(f"{score:<16}{which} {told}  (attending to all alike: {scores.chance[score]:.3f})")
+    about = found.scores.about
+    print(f"{about['n']} sequences of up to {about['length']} tokens ({about['on']}), with [95% intervals]")
+    _say_scores(found.scores)
     if found.effects is not None:
         print(found.effects.sentence())
     if found.circuits is not None:
-        said = found.circuits.about
-        for score in ("ov_copying", "copies", "qk_matching"):
-            top = found.circuits.table().sort_values(score, ascending=False, kind="stable").head(N_SHOWN)
-            known = top[top[score].notna()]
-            told = "  ".join(f"{name} {value:+.3f}" for name, value in zip(known.component, known[score], strict=True))
-            print(f"{score:<16}{told or 'does not apply: ' + said['unlike']}")
+        _say_circuits(found.circuits)
     if found.composition is not None:
-        rows = found.composition.table()
-        for kind, some in rows.groupby("kind", sort=True):
-            told = "  ".join(f"{r.earlier}->{r.later} {r.score:.3f}" for r in some.head(N_SHOWN).itertuples())
-            first = some.iloc[0]
-            print(f"{kind}-composition   {told}  (random {first['random']:.3f}, 97.5% below {first.random_high:.3f})")
+        _say_composition(found.composition, found.scores.induction_heads()[:3])
     print("".join(found.patterns.text).replace("\n", "\\n"))
     table = found.patterns.table().sort_values("entropy", kind="stable").drop(columns=["layer", "index"])
     print(table.head(2 * N_SHOWN).to_string(index=False, float_format="{:.3f}".format))
+
+
+def _say_scores(scores: HeadScores) -> None:
+    """The strongest heads of each kind; what a head scores that looks at all alike; of tokens that come again, what the
+    same heads give the same distances where none does."""
+    from interp.lenses.heads import SCORES
+
+    table = scores.table().set_index("component")
+    for score in SCORES:
+        top, control = scores.top(score, N_SHOWN), f"{score}_control"
+        told = "  ".join(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]" for name, value, low, high in top.to_numpy())
+        beside = f"; with nothing repeated: {table.loc[top.component, control].max():.3f}" if control in table else ""
+        which = "lowest" if score == "entropy" else "highest"
+        print(f"{score:<16}{which} {told}  (looking at all alike: {scores.chance[score]:.3f}{beside})")
+
+
+def _say_circuits(circuits: HeadCircuits) -> None:
+    for score in ("ov_copying", "copies", "qk_matching"):
+        top = circuits.table().sort_values(score, ascending=False, kind="stable").head(N_SHOWN)
+        known = top[top[score].notna()]
+        told = "  ".join(f"{name} {value:+.3f}" for name, value in zip(known.component, known[score], strict=True))
+        print(f"{score:<16}{told or 'does not apply: ' + circuits.about['unlike']}")
+
+
+def _say_composition(composition: Composition, heads: list[str]) -> None:
+    """The strongest pairs of each kind, and what the `heads` read most of."""
+    for kind, rows in composition.table().groupby("kind", sort=True):
+        first = rows.iloc[0]
+        told = "  ".join(f"{r.earlier}->{r.later} {r.score:.3f}" for r in rows.head(N_SHOWN).itertuples())
+        print(f"{kind}-composition   {told}  (random {first['random']:.3f}, 97.5% below {first.random_high:.3f})")
+        into = [
+            f"{r.earlier}->{r.later} {r.score:.3f}"
+            for head in heads
+            for r in composition.into(head, kind, 2).itertuples()
+        ]
+        if into:
+            print(f"{'':<16}{'  '.join(into)}")
 
 
 def _report(found: _Found, path: Path) -> str:
@@ -184,6 +204,6 @@ def _report(found: _Found, path: Path) -> str:
 def _sentence(scores: HeadScores) -> str:
     about = scores.about
     return (
-        f'"{about["model"]["name"]}": attention of every head on {about["n"]} sequences of up to {about["length"]} tokens '
-        f"({about['on']}), with 95% bootstrap intervals over sequences."
+        f'"{about["model"]["name"]}": attention of every head on {about["n"]} sequences of up to {about["length"]} '
+        f"tokens ({about['on']}), with 95% bootstrap intervals over sequences."
     )

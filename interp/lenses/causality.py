@@ -13,7 +13,7 @@ from interp.causal.ablation import ablate
 from interp.causal.effects import Effects
 from interp.decoder.loading import Model
 from interp.errors import InputError
-from interp.lenses.heads import LENGTH, N_SEQUENCES, SCORES, HeadScores, check_score, head_scores, repeats
+from interp.lenses.heads import LENGTH, MARGIN, N_SEQUENCES, SCORES, HeadScores, check_score, head_scores, repeats
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -50,18 +50,21 @@ class HeadsAndEffects:
 
         return score_and_effect(self.table(), check_score(score), "loss of the second copy", self.spearman(score))
 
-    def sentence(self, n: int = 3) -> str:
-        """Whether the `n` heads with the highest induction score are those that do harm when ablated, in a line: their
-        places among all heads of their layers and above, where no other head builds what they read."""
-        rows, best = self.table(), self.scores.top("induction", n).component.tolist()
+    def sentence(self) -> str:
+        """Whether the induction heads are those that do harm when ablated, in a line: their places among all heads of
+        their layers and above, where no other head builds what they read."""
+        rows, best = self.table(), self.scores.induction_heads()
+        told = ", ".join(f"{r.component} {r.effect:+.3g}" for r in rows[:5].itertuples())
+        every = ", ".join(f"{score} {self.spearman(score):+.2f}" for score in SCORES)
+        end = f"Most harm of all: {told} nats. Spearman of score and harm: {every}."
+        if not best:
+            return f"No induction head: none attends to what came next by more than its control + {MARGIN}. {end}"
         from_layer = int(rows[rows.component.isin(best)].layer.min())
         beside = rows[rows.layer >= from_layer].component.tolist()
         places = ", ".join(f"{head} {beside.index(head) + 1}" for head in best)
-        told = ", ".join(f"{r.component} {r.effect:+.3g}" for r in rows[:5].itertuples())
-        every = ", ".join(f"{score} {self.spearman(score):+.2f}" for score in SCORES)
         return (
-            f"Place by harm among the {len(beside)} heads of layers {from_layer} and above of the {len(best)} with the "
-            f"highest induction score: {places}. Most harm of all: {told} nats. Spearman of score and harm: {every}."
+            f"Induction heads, and their places by harm among the {len(beside)} heads of layers {from_layer} and up: "
+            f"{places}. {end}"
         )
 
     def save(self, path: str | Path) -> None:

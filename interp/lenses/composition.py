@@ -50,6 +50,11 @@ class Composition:
         are; `random_high`, what 97.5% of these stay below; `excess` = score - random."""
         return self.rows.copy()
 
+    def into(self, later: str, kind: str = "k", n: int = 3) -> pd.DataFrame:
+        """The `n` earlier heads whose output `later` reads most of, through its `kind`."""
+        rows = self.rows[(self.rows.later == later) & (self.rows.kind == kind)]
+        return rows.sort_values("score", ascending=False, kind="stable").head(n)
+
     def figure(self, kind: str = "k") -> Figure:
         """Map of `excess`, earlier head x later head, of one kind; a click selects "L0H2->L2H6"."""
         from interp.plots.heads import composition

@@ -4,7 +4,7 @@ A pattern is [query, key]: what share of its attention the query's head gives to
 the query have 0. A score is the attention that a head gives, on the mean over queries, to the keys that a rule names:
 
     previous_token   the token before the query's (queries from position 2 on, so that it is not the first token)
-    current_token    the query's own token
+    current_token    the query's own token (queries from position 1 on, which have a choice)
     first_token      position 0, often BOS: where a head looks that has nothing to do (queries from position 1 on)
     duplicate_token  earlier tokens that are the query's token again
     induction        the tokens that came after earlier copies of the query's token: prefix matching (Olsson et al.
@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 SCORES = ("previous_token", "current_token", "first_token", "duplicate_token", "induction", "entropy")
+
+CONTROLLED = ("duplicate_token", "induction")
+"""Scores of tokens that come again, which corrupted prompts show without that."""
+
+MARGIN = 0.1
+"""Attention by which an induction head attends to what came next more than to the same distance elsewhere."""
 
 N_SEQUENCES = 50
 LENGTH = 24
@@ -130,9 +136,9 @@ class Patterns:
             return cls(file["pattern"][()], file["value_norm"][()], *numbers, tuple(text), about)
 
 
-def attention(
+def patterns(
     model: Model,
-    text: str | Sequence[int],
+    text: str | Sequence[int] | Int[Tensor, " pos"],
     *,
     layers: Sequence[int] | None = None,
     edits: Mapping[str, Edit] | None = None,
@@ -201,13 +207,20 @@ class HeadScores:
 
     def table(self) -> pd.DataFrame:
         """A row a head: each score of the module, and the ends of its 95% bootstrap interval over sequences as
-        `<score>_low` and `<score>_high`."""
+        `<score>_low` and `<score>_high`. Where the task has corrupted prompts of the same lengths (for `repeats`: with
+        nothing repeated), `induction_control` and `duplicate_token_control` are the attention between the very same
+        places there: what a head gives to a distance, whatever stands at it."""
         return self.rows.copy()
 
     def top(self, score: str = "induction", n: int = 3) -> pd.DataFrame:
         """The `n` heads with the highest `score`, of the entropy the lowest: component, score and interval."""
         columns = ["component", check_score(score), f"{score}_low", f"{score}_high"]
         return self.rows.sort_values(score, ascending=score == "entropy", kind="stable")[columns].head(n)
+
+    def induction_heads(self) -> list[str]:
+        """Heads whose induction score is above its control by `MARGIN`, the highest score first."""
+        rows = self.rows.sort_values("induction", ascending=False, kind="stable")
+        return rows[rows.induction > rows.get("induction_control", 0) + MARGIN].component.tolist()
 
     def figure(self, score: str = "induction") -> Figure:
         """Layer x head map of one score; a click selects a head's name."""
@@ -274,35 +287,51 @@ def head_scores(
         raise InputError(
             f"sequences of {int(lengths.min())} to {tokens.shape[1]} tokens given: 3 to {model.n_ctx} can be scored."
         )
+    other = task.tokens("corrupted") if isinstance(task, Task) and task.has_corrupted and not task.unaligned else None
+    values, chance = _attended(model, tokens, tokens, lengths, SCORES, edits or {})
+    table = _rows(range(model.n_layers), model.n_heads)
+    for name, array in values.items():
+        low, high = bootstrap(array, seed)
+        table = table.assign(**{name: mean_and_std(array)[0], f"{name}_low": low, f"{name}_high": high})
+    if other is not None:
+        control, _ = _attended(model, other, tokens, lengths, CONTROLLED, edits or {})
+        table = table.assign(**{f"{name}_control": mean_and_std(array)[0] for name, array in control.items()})
+    about = {
+        "model": model.provenance(), "on": task.name if isinstance(task, Task) else "windows", "n": len(tokens),
+        "length": int(lengths.max()), "seed": seed, "edits": sorted(edits or {}), "versions": runs.versions(),
+    }  # fmt: skip
+    return HeadScores(table, values, chance, about)
+
+
+def _attended(
+    model: Model,
+    tokens: Int[Tensor, "sequence pos"],
+    named_by: Int[Tensor, "sequence pos"],
+    lengths: Int[Tensor, " sequence"],
+    scores: Sequence[str],
+    edits: Mapping[str, Edit],
+) -> tuple[dict[str, Float[np.ndarray, "head sequence"]], dict[str, float]]:
+    """Each of `scores` on `tokens`, and its chance; the rules are those of the tokens `named_by`."""
     layers = _checked(model, None)
-    values = {score: np.full((len(layers) * model.n_heads, len(tokens)), np.nan, np.float32) for score in SCORES}
-    chance = {score: [] for score in SCORES}
+    values = {score: np.full((len(layers) * model.n_heads, len(tokens)), np.nan, np.float32) for score in scores}
+    chance = {score: [] for score in scores}
     at_once = max(1, PATTERN_AT_ONCE // (model.n_heads * tokens.shape[1] ** 2))
-    with torch.no_grad(), edited(model, edits or {}):
+    with torch.no_grad(), edited(model, edits):
         for rows in torch.arange(len(tokens)).split(at_once):
-            keys = named_keys(tokens[rows], lengths[rows], model.bos)
-            keys = {name: mask.to(model.device) for name, mask in keys.items()}
+            keys = named_keys(named_by[rows], lengths[rows], model.bos)
+            keys = {name: keys[name].to(model.device) for name in scores}
 
             def score(pattern: Tensor, layer: int, rows: Tensor = rows, keys: Mapping[str, Tensor] = keys) -> None:
                 heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)
                 for name, one in _score(pattern.float(), keys).items():
-                    values[name][heads, rows] = one.T.cpu()
+                    values[name][heads, rows.numpy()] = one.T.cpu().numpy()
 
             watch(model, tokens[rows], {layer_site(at, "pattern"): (lambda p, at=at: score(p, at)) for at in layers})
             alike = torch.ones(tokens.shape[1], tokens.shape[1]).tril()
             alike = (alike / alike.sum(-1, keepdim=True)).expand(len(rows), 1, -1, -1).to(model.device)
             for name, one in _score(alike, keys).items():
                 chance[name] += one[:, 0].tolist()
-    table = _rows(layers, model.n_heads)
-    for name, array in values.items():
-        low, high = bootstrap(array, seed)
-        table = table.assign(**{name: mean_and_std(array)[0], f"{name}_low": low, f"{name}_high": high})
-    chance = {name: float(mean_and_std(np.array([one]))[0][0]) for name, one in chance.items()}
-    about = {
-        "model": model.provenance(), "on": task.name if isinstance(task, Task) else "windows", "n": len(tokens),
-        "length": int(lengths.max()), "seed": seed, "edits": sorted(edits or {}), "versions": runs.versions(),
-    }  # fmt: skip
-    return HeadScores(table, values, chance, about)
+    return values, {name: float(mean_and_std(np.array([one]))[0][0]) for name, one in chance.items()}
 
 
 def named_keys(
@@ -316,7 +345,7 @@ def named_keys(
     after = torch.nn.functional.pad(same, (1, 0))[:, :, :-1]  # the key before this one is the query's token
     after[:, :, 0] = False
     rules = {
-        "previous_token": (key == query - 1) & (query >= 2), "current_token": key == query,
+        "previous_token": (key == query - 1) & (query >= 2), "current_token": (key == query) & (query >= 1),
         "first_token": (key == 0) & (query >= 1), "duplicate_token": same & (key < query), "induction": after,
         "entropy": (query >= 1) & (key >= 0),
     }  # fmt: skip

@@ -8,10 +8,13 @@ import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY, RED, WHITE
 from interp.plots.effects import Amount, Scale, clickable, footnote
-from interp.plots.labels import escaped, visible
+from interp.plots.labels import escaped, tick, visible
 
-N_TICKS = 48
+N_TICKS = 64
 """Tokens written on an axis of a pattern, at most."""
+
+FLOOR = 1e-3
+"""Nats below which an effect is drawn as none."""
 
 
 def amount(highest: float, formula: str) -> Amount:
@@ -64,7 +67,7 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     every = -(-len(tokens) // N_TICKS)
     ticks = {
         "tickmode": "array", "tickvals": list(range(0, len(tokens), every)), "showgrid": False, "zeroline": False,
-        "ticktext": [escaped(visible(token)) for token in frame.index[::every]], "tickfont": {"size": 11},
+        "ticktext": [tick(token) for token in frame.index[::every]], "tickfont": {"size": 11},
     }  # fmt: skip
     values = frame.to_numpy(dtype=float)
     safe = [escaped(token) for token in tokens]
@@ -140,27 +143,31 @@ def _order(head: str) -> tuple[int, int]:
 
 
 def score_and_effect(rows: pd.DataFrame, score: str, metric: str, spearman: float) -> go.Figure:
-    """Each head's score against what its ablation does to the metric, both with their 95% intervals."""
-    names = rows["component"].where((rows[score] > 0.3) | (rows["effect"].abs() > 0.1 * rows["effect"].abs().max()), "")
+    """Each head's score against the harm that its ablation does, both with their 95% intervals. Harm is on a log axis:
+    heads that do less than `FLOOR` of it, or good, are hollow and stand on the floor."""
+    harm, some = rows["effect"].clip(lower=FLOOR), rows["effect"] > FLOOR
+    told = (rows[score] > 0.3) | (rows["effect"] > 10 * FLOOR)
+    order, sides = rows[score].rank().astype(int), ("top center", "bottom center")
     hover = [f"{r.component}: {score} {getattr(r, score):.3f}, effect {r.effect:+.3g}" for r in rows.itertuples()]
-    figure = go.Figure(
-        go.Scatter(
-            x=rows[score], y=rows["effect"], mode="markers+text", text=names, textposition="top center",
-            marker={"color": BLUE, "size": 8}, textfont={"size": 11},
-            error_x=_bars(rows[score], rows[f"{score}_low"], rows[f"{score}_high"]),
-            error_y=_bars(rows["effect"], rows["ci_low"], rows["ci_high"]),
-            hovertext=hover, hoverinfo="text",
-        )
+    dots = go.Scatter(
+        x=rows[score], y=harm, mode="markers+text", text=rows["component"].where(told, ""),
+        textposition=[sides[at % 2] if x > 0.3 else "middle right" for at, x in zip(order, rows[score], strict=True)],
+        textfont={"size": 11},
+        marker={"color": [BLUE if one else WHITE for one in some], "size": 8, "line": {"color": BLUE, "width": 1}},
+        error_x=_bars(rows[score], rows[f"{score}_low"], rows[f"{score}_high"]),
+        error_y=_bars(harm, rows["ci_low"].clip(lower=FLOOR), rows["ci_high"].clip(lower=FLOOR)),
+        hovertext=hover, hoverinfo="text",
     )  # fmt: skip
+    figure = go.Figure(dots)
     figure.update_layout(
         title=f"{score.replace('_', ' ')} and {metric} without the head, Spearman {spearman:+.2f}",
-        xaxis_title=f"{score.replace('_', ' ')} score", yaxis_title=f"effect on {metric}", plot_bgcolor="white",
+        xaxis_title=f"{score.replace('_', ' ')} score", yaxis_title=f"effect on {metric}, nats", plot_bgcolor="white",
         height=460, margin={"l": 80, "r": 20, "t": 50, "b": 85}, showlegend=False,
-        annotations=[footnote("effect = ablated - clean; positive loss = the head helped")],
+        annotations=[footnote(f"effect = ablated - clean; positive = the head helped; hollow: {FLOOR:g} or less")],
     )  # fmt: skip
     grid = {"gridcolor": "rgb(235,235,235)", "zerolinecolor": GREY}
-    figure.update_xaxes(**grid)
-    figure.update_yaxes(**grid)
+    figure.update_xaxes(**grid, range=[-0.05, max(1.02, 1.05 * float(rows[score].max()))])
+    figure.update_yaxes(**grid, type="log", dtick=1)
     return figure
 
 
