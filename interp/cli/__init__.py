@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, demo, features, model, patch, record, runs, sae, store, task
+from interp.cli import ablate, circuit, demo, direction, features, model, patch, record, runs, sae, store, task
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -28,6 +28,7 @@ app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
+app.add_typer(direction.app, name="direction")
 app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
