@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html as escape
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -98,6 +99,16 @@ def _rows(rows: pd.DataFrame) -> str:
 def table_html(rows: pd.DataFrame) -> str:
     """A table of a page, escaped."""
     return rows.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0)
+
+
+def strip(head: str, tokens: Iterable[str], values: Iterable[float], limit: float) -> str:
+    """A line of tokens, each on a blue as deep as its value is large, up to `limit`; escaped."""
+    spans = "".join(
+        f'<span style="background:rgba(33,102,172,{0.8 * min(max(value / limit, 0), 1):.3f})" title="{value:.3g}">'
+        f"{escape.escape(token)}</span>"
+        for token, value in zip(tokens, values, strict=True)
+    )
+    return f'<p style="white-space:pre-wrap"><b>{escape.escape(head)}</b> {spans}</p>'
 
 
 def _groups(rows: pd.DataFrame) -> list[str]:

@@ -85,7 +85,7 @@ class Direction:
         """Where the examples of the two sets stand along the direction."""
         from interp.plots.directions import projections
 
-        return projections(self.examples, self.threshold, self._row, self.about["names"])
+        return projections(self.examples, self.threshold, self._row.to_dict(), self.about["names"])
 
     def sites_figure(self) -> Figure:
         """Accuracy on the examples held out, by layer."""

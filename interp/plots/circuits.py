@@ -3,7 +3,6 @@ out."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.labels import escaped
 
 MOST_EDGES = 150
 """Edges drawn at most, the strongest ones: more cannot be told apart."""
@@ -40,7 +40,7 @@ def circuit(table: pd.DataFrame, nodes: Sequence[str]) -> go.Figure:
         figure.add_scatter(
             x=[x0, (x0 + x1) / 2, x1], y=[y0, (y0 + y1) / 2, y1], mode="lines", showlegend=False,
             line={"color": RED if row.score >= 0 else BLUE, "width": 0.5 + 4 * abs(row.score) / limit, "dash": dash},
-            hovertemplate=html.escape(f"{row.edge}: {row.score:+.3g}") + "<extra></extra>", opacity=0.6,
+            hovertemplate=escaped(f"{row.edge}: {row.score:+.3g}") + "<extra></extra>", opacity=0.6,
         )  # fmt: skip
     used = [node for node in nodes if node in set(kept["sender"]) | set(ends)]
     figure.add_scatter(
@@ -88,7 +88,7 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
     """`estimate` against `exact` of each edge or node, as the first column says; on the line they agree."""
     what = table.columns[0]
     figure = go.Figure(go.Scatter(
-        x=table["exact"], y=table["estimate"], mode="markers", text=table[what].map(html.escape),
+        x=table["exact"], y=table["estimate"], mode="markers", text=table[what].map(escaped),
         marker={"color": GREY, "size": 6},
         hovertemplate="%{text}<br>exact %{x:+.3g}, estimate %{y:+.3g}<extra></extra>", showlegend=False,
     ))  # fmt: skip
@@ -121,14 +121,14 @@ def features(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=[x0, (x0 + x1) / 2, x1], y=[y0, (y0 + y1) / 2, y1], mode="lines", showlegend=False, opacity=0.6,
             line={"color": RED if edge.score >= 0 else BLUE, "width": 0.3 + 4 * abs(edge.score) / limit},
-            hovertemplate=html.escape(f"{edge.sender}->{edge.receiver}: {edge.score:+.3g}") + "<extra></extra>",
+            hovertemplate=escaped(f"{edge.sender}->{edge.receiver}: {edge.score:+.3g}") + "<extra></extra>",
         )  # fmt: skip
     size = nodes["score"].abs() / max(nodes["score"].abs().max() if len(nodes) else 0.0, 1e-12)
     figure.add_scatter(
         x=[at[node][0] for node in nodes["node"]], y=[at[node][1] for node in nodes["node"]], mode="markers",
         marker={"size": 6 + 20 * size**0.5, "color": np.where(nodes["score"] >= 0, RED, BLUE),
                 "symbol": np.where(nodes["kind"] == "error", "triangle-up", "circle")},
-        text=[html.escape(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()],
+        text=[escaped(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()],
         hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
     left = len(edges) - len(drawn)
@@ -136,7 +136,7 @@ def features(nodes: pd.DataFrame, edges: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"{len(nodes)} nodes{more}", height=260 + 120 * len(rows), plot_bgcolor="white", hovermode="closest",
         margin={"l": 90, "r": 20, "t": 50, "b": 50}, xaxis={"visible": False},
-        yaxis={"tickvals": list(range(len(rows) + 1)), "ticktext": [*map(html.escape, rows), "logits"]},
+        yaxis={"tickvals": list(range(len(rows) + 1)), "ticktext": [*map(escaped, rows), "logits"]},
         annotations=[{"text": "red: helps, blue: hurts; triangle: error", "xref": "paper", "yref": "paper", "x": 0,
                       "y": 0, "yshift": -35, "xanchor": "left", "showarrow": False}],
     )  # fmt: skip

@@ -7,7 +7,6 @@ helped: without it the metric is worse. So red is negative for `logit_diff`, `pr
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, RED, WHITE
+from interp.plots.labels import escaped, tick
 
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
 """Metrics that rise when a model gets worse."""
@@ -167,16 +167,10 @@ def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) ->
     colours = scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized")
     figure = clickable(values, columns, rows, names, hover, colours)
     if ticks:
-        shown = [f"{html.escape(visible(ticks.get(column, '')))}<br>{html.escape(column)}" for column in columns]
+        shown = [f"{tick(ticks.get(column, ''))}<br>{escaped(column)}" for column in columns]
         figure.update_xaxes(ticktext=shown, tickangle=0 if len(columns) <= 16 else -60)
     figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
     return figure
-
-
-def visible(token: str) -> str:
-    """A token as it can be read on an axis: a line break is an arrow, a long one is cut."""
-    text = token.replace("\n", "↵").strip(" ") or "␣"
-    return text if len(text) <= 12 else f"{text[:11]}…"
 
 
 def clickable(
@@ -189,7 +183,7 @@ def clickable(
 ) -> go.Figure:
     """A heat map under an invisible scatter: a `Heatmap` alone sends no selection event to streamlit."""
     y, x = np.indices((len(rows), len(columns)))
-    safe = [[html.escape(text) for text in line] for line in hover]
+    safe = [[escaped(text) for text in line] for line in hover]
     heat = go.Heatmap(
         z=[[np.nan if value is None else value for value in line] for line in values],
         zmin=colours.centre - colours.limit, zmax=colours.centre + colours.limit, colorscale=colours.colorscale,
@@ -203,9 +197,9 @@ def clickable(
     axis = {"tickmode": "array", "showgrid": False, "zeroline": False, "fixedrange": True}
     figure = go.Figure([heat, clicks])
     figure.update_layout(
-        xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": [html.escape(c) for c in columns],
+        xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": [escaped(c) for c in columns],
                       "range": [-0.5, len(columns) - 0.5]},
-        yaxis=axis | {"tickvals": list(range(len(rows))), "ticktext": [html.escape(r) for r in rows],
+        yaxis=axis | {"tickvals": list(range(len(rows))), "ticktext": [escaped(r) for r in rows],
                       "range": [len(rows) - 0.5, -0.5]},
         hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
         plot_bgcolor="rgb(200,200,200)",
@@ -224,7 +218,7 @@ def footnote(text: str) -> dict[str, object]:
 def _title(table: pd.DataFrame) -> str:
     row = table.iloc[0]
     what = "patching" if row["method"].removesuffix("-atp") in PATCHING else "ablation"
-    return html.escape(f"{row['method']} {what}: {row['metric']}, n = {row['n']}")
+    return escaped(f"{row['method']} {what}: {row['metric']}, n = {row['n']}")
 
 
 def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
@@ -235,16 +229,16 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     positions = shown["position"].astype(str)
     label = shown["component"].where(positions == "all", shown["component"] + " @ " + positions)
     bars = go.Bar(
-        x=shown["effect"], y=label.map(html.escape), orientation="h", text=None,
+        x=shown["effect"], y=label.map(escaped), orientation="h", text=None,
         error_x={"type": "data", "symmetric": False, "array": shown["ci_high"] - shown["effect"],
                  "arrayminus": shown["effect"] - shown["ci_low"]},
         marker={"color": shown["effect"], "cmin": -colours.limit, "cmax": colours.limit,
                 "colorscale": colours.colorscale, "line": {"color": "rgb(150,150,150)", "width": 1}},
-        hovertext=[html.escape(describe(row)) for _, row in shown.iterrows()], hoverinfo="text",
+        hovertext=[escaped(describe(row)) for _, row in shown.iterrows()], hoverinfo="text",
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_layout(
-        title=_title(table), xaxis_title=f"effect on {html.escape(str(table['metric'].iloc[0]))}",
+        title=_title(table), xaxis_title=f"effect on {escaped(str(table['metric'].iloc[0]))}",
         yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
@@ -286,7 +280,7 @@ def histogram(prompts: pd.DataFrame, row: pd.Series) -> go.Figure:
     figure.add_vline(x=row["effect"], line=line, annotation_text=f"mean {row['effect']:+.3g}", annotation_yshift=18)
     figure.add_vline(x=0, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
     figure.update_layout(
-        xaxis_title=f"effect on {html.escape(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
+        xaxis_title=f"effect on {escaped(row['metric'])} of one prompt", yaxis_title="prompts", bargap=0.05,
         height=260, margin={"l": 50, "r": 10, "t": 35, "b": 45}, showlegend=False,
     )  # fmt: skip
     return figure

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, GREY
-from interp.plots.effects import visible
+from interp.plots.labels import escaped, tick, visible
 
 LONGEST = 60
 """Tokens at most whose text stands on the axis."""
@@ -23,15 +21,13 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     if shown.groupby(["prompt", "sample"]).ngroups == 1:
         hover = [
-            f"{html.escape(visible(text))}: KL {kl:.3f}, log-probability {own:.2f}, baseline {other:.2f}"
+            f"{escaped(visible(text))}: KL {kl:.3f}, log-probability {own:.2f}, baseline {other:.2f}"
             for text, kl, own, other in shown[["text", "kl", "logprob", "baseline_logprob"]].itertuples(index=False)
         ]
         figure.add_bar(x=shown["step"], y=shown["kl"], marker={"color": BLUE}, text=None, hovertext=hover,
                        hoverinfo="text")  # fmt: skip
         if len(shown) <= LONGEST:
-            figure.update_xaxes(
-                tickvals=shown["step"], ticktext=[html.escape(visible(text)) for text in shown["text"]], tickangle=-60
-            )
+            figure.update_xaxes(tickvals=shown["step"], ticktext=[tick(text) for text in shown["text"]], tickangle=-60)
         figure.update_xaxes(title="token written by the edited run")
     else:
         by_step = shown.groupby("step").kl.agg(["mean", "std", "count"])
