@@ -85,7 +85,7 @@ class Direction:
         """Where the examples of the two sets stand along the direction."""
         from interp.plots.directions import projections
 
-        return projections(self.examples, self.threshold, self._row, self.about["names"])
+        return projections(self.examples, self.threshold, self._row.to_dict(), self.about["names"])
 
     def sites_figure(self) -> Figure:
         """Accuracy on the examples held out, by layer."""
@@ -93,7 +93,7 @@ class Direction:
 
         return by_site(self.sites)
 
-    def steer(self, strength: float, *, sites: str | Sequence[str] | None = None) -> dict[str, Edit]:
+    def steer(self, strength: int | float, *, sites: str | Sequence[str] | None = None) -> dict[str, Edit]:
         """Edits that add `strength` times the vector at `sites` (where it was found, if not given), at every position.
         Positive pushes towards the positive ones."""
         return self._edits("+", strength, sites)
@@ -107,7 +107,7 @@ class Direction:
         Arditi et al. 2024, arXiv:2406.11717, section 2.4)."""
         return self.project_out(sites=writes(model))
 
-    def _edits(self, operator: str, number: float, sites: str | Sequence[str] | None) -> dict[str, Edit]:
+    def _edits(self, operator: str, number: int | float, sites: str | Sequence[str] | None) -> dict[str, Edit]:
         given = [self.site] if sites is None else [sites] if isinstance(sites, str) else sites
         return {site: edit_of([(Along(site, self.vector), Spec(self.name, operator, number))]) for site in given}
 

@@ -115,12 +115,19 @@ def of_rows(store: Store, positive: np.ndarray, negative: np.ndarray) -> Example
     return _enough(Examples(is_positive, np.asarray(store.sequence[rows]), ("positive", "negative"), [], rows))
 
 
+def lines(path: Path) -> list[str]:
+    """The prompts of a text file, a line each. MissingFile where there is none."""
+    if not path.is_file():
+        raise MissingFile(f'no file "{path}": a text file with a prompt a line.')
+    try:
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text in UTF-8.") from None
+
+
 def _tokens(model: Model, side: Prompts, position: int | str) -> list[list[int]]:
     """Token ids up to the place that is read."""
-    if isinstance(side, Path):
-        if not side.is_file():
-            raise MissingFile(f'no file "{side}": a text file with a prompt a line.')
-        side = [line for line in side.read_text(encoding="utf-8").splitlines() if line.strip()]
+    side = lines(side) if isinstance(side, Path) else side
     found = []
     for number, prompt in enumerate(side, 1):
         ids = model.to_tokens(prompt) if isinstance(prompt, str) else list(prompt)

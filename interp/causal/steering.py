@@ -167,7 +167,7 @@ def dose_response(
     direction: Direction,
     prompts: Task | Sequence[str] | Sequence[Sequence[int]],
     *,
-    strengths: Sequence[float] | None = None,
+    strengths: Sequence[int | float] | None = None,
     toward: Sequence[str] = (),
     away: Sequence[str] = (),
     sites: str | Sequence[str] | None = None,

@@ -12,6 +12,7 @@ from interp.cli import (
     ablate,
     circuit,
     demo,
+    direction,
     features,
     generate,
     heads,
@@ -46,6 +47,7 @@ app.command("heads")(heads.heads)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
 app.add_typer(lens.app, name="lens")
+app.add_typer(direction.app, name="direction")
 app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
