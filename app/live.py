@@ -102,9 +102,9 @@ def lens(label: str, tokens: tuple[int, ...], specs: str) -> Lens:
 @st.cache_resource(max_entries=32, show_spinner=False)
 def patterns(label: str, tokens: tuple[int, ...], specs: str) -> Patterns:
     """Attention of every head in a text."""
-    from interp.lenses.heads import attention
+    from interp.lenses.heads import patterns as read
 
-    return attention(model(label), list(tokens), edits=edits(label, specs))
+    return read(model(label), list(tokens), edits=edits(label, specs))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -93,11 +93,11 @@ def test_a_prompt_of_a_run_is_read_with_its_pair(workspace, tiny_model, pairs):
     tokens = pairs.prompts[3].clean_tokens
     assert seen["tokens"] == [t.replace(" ", "·") if set(t) == {" "} else t for t in seen["tokens"]]
     assert (seen["head"], seen["pos"], len(seen["tokens"])) == ("L1H2", 3, 9)
-    pattern = interp.attention(tiny_model, tokens).of("L1H2")
+    pattern = interp.patterns(tiny_model, tokens).of("L1H2")
     table = at.dataframe[0].value.set_index("key")["value"]
     np.testing.assert_allclose(table.sort_index(), pattern[3, :4], rtol=1e-5)
     at = opened("attention", run="heads", prompt="3", head="L1H2", pos="3", weigh="difference")
-    other = interp.attention(tiny_model, pairs.prompts[3].corrupted_tokens).of("L1H2")
+    other = interp.patterns(tiny_model, pairs.prompts[3].corrupted_tokens).of("L1H2")
     table = at.dataframe[0].value.set_index("key")["value"]
     np.testing.assert_allclose(table.sort_index(), (pattern - other)[3, :4], atol=1e-6)
     assert "clean - corrupted: blue" in texts(at) and mounted(at, "patterns")[0]["signed"]
@@ -108,7 +108,7 @@ def test_an_edited_run_is_looked_at_under_its_edits(workspace, tiny_model):
     from interp.causal.edits import parse
 
     at = opened("attention", text="When Mary", edit="L0H1=0", head="L1H0", weigh="value")
-    seen = interp.attention(tiny_model, "When Mary", edits=parse(tiny_model, "L0H1=0"))
+    seen = interp.patterns(tiny_model, "When Mary", edits=parse(tiny_model, "L0H1=0"))
     table = at.dataframe[0].value.set_index("key")["value"]
     np.testing.assert_allclose(table.sort_index(), seen.of("L1H0", weighted=True)[-1], rtol=1e-5)
     assert "--edit L0H1=0" in texts(at) and "parse(model, 'L0H1=0')" in texts(at)

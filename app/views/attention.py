@@ -61,7 +61,7 @@ def page() -> None:
     source(
         chosen, table, lambda: seen.figure(head, weighted=focus.weigh == "value"), name=f"attention-{head}",
         command=["heads", "--text", chosen.text],
-        lines=f'heads = interp.attention(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
+        lines=f'heads = interp.patterns(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
     )  # fmt: skip
 
 
