@@ -128,7 +128,10 @@ def all_of_them(dictionaries: list[dict[str, Any]]) -> None:
         if (row := state.picked("frontier-table")) is not None:
             state.write_focus(sae=table["name"].iloc[row], feature=None)
 
-    figure = plots.frontier(table).update_layout(clickmode="event+select", dragmode=False)
+    figure = state.drawn(
+        lambda: plots.frontier(table).update_layout(clickmode="event+select", dragmode=False),
+        dictionaries[0]["path"], "run.json", of=tuple(table.itertuples(index=False, name=None)),
+    )  # fmt: skip
     st.plotly_chart(figure, key="frontier", on_select=pick, config={"displayModeBar": False})
     st.text("Lower and further left is better; click a point or choose a row")
     st.dataframe(table, key="frontier-table", on_select=pick_row, selection_mode="single-row", hide_index=True,
