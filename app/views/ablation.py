@@ -44,8 +44,7 @@ def page() -> None:
         row = the_map(focus, table)
         all_rows(table, labels(run))
     with right:
-        details(run["path"], effects, row, method, metric)
-        label_box(run, row["component"])
+        details(run, effects, row, method, metric)
     exports(run, effects.table(), lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=snippet(run["path"]))
@@ -109,7 +108,7 @@ def all_rows(table: pd.DataFrame, known: dict[str, str]) -> None:
     st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
 
 
-def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric: str) -> None:
+def details(run: dict[str, Any], effects: Effects, row: pd.Series, method: str, metric: str) -> None:
     """One component: its effect and interval, and how the prompts differ."""
     place = "" if str(row["position"]) == "all" else f" at position {row['position']}"
     st.subheader(state.escape(f"{row['component']}{place}"), anchor=False)
@@ -118,8 +117,9 @@ def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric:
     bounds = f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}" if pd.notna(row["ci_low"]) else "none: one prompt"
     interval.metric("95% interval of the mean", bounds)
     change.metric(f"{metric}: clean → ablated", f"{row['baseline']:.3f} → {row['value']:.3f}")
+    label_box(run, row["component"])
     try:
-        by_prompt = prompt_table(folder, effects, row.name, method, metric)
+        by_prompt = prompt_table(run["path"], effects, row.name, method, metric)
     except KeyError:
         st.text("This run kept no values of single prompts.")
         return

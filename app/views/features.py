@@ -92,8 +92,7 @@ def browse(focus: state.Focus, run: dict[str, Any], features: Features) -> None:
         else:
             st.text("No latent matches.")
             return
-        one_latent(run["name"], features, latents[latents["latent"] == latent].iloc[0])
-        label_box(run, str(latent))
+        one_latent(run, features, latents[latents["latent"] == latent].iloc[0])
     exports(run, latents, lambda: features.figure(latent))
 
 
@@ -142,13 +141,14 @@ def matching(latents: pd.DataFrame, kind: str, wanted: str) -> pd.DataFrame:
     return latents[keep].sort_values("max_activation", ascending=False, kind="stable")
 
 
-def one_latent(name: str, features: Features, latent: pd.Series) -> None:
+def one_latent(run: dict[str, Any], features: Features, latent: pd.Series) -> None:
     number = int(latent["latent"])
     st.subheader(f"Latent {number}", anchor=False)
     density, fires, largest = st.columns(3)
     density.metric("density", f"{latent['density']:.3%}", help="share of tokens on which it fires")
     fires.metric("fires", f"{latent['n_fires']:,}", help="tokens of the store on which it fires")
     largest.metric("max activation", f"{latent['max_activation']:.2f}")
+    label_box(run, str(number))
     if latent["dead"]:
         st.text("Dead: it fired on no token of the store.")
         return
@@ -178,7 +178,7 @@ def one_latent(name: str, features: Features, latent: pd.Series) -> None:
     for side, (by, meaning) in zip(st.columns(2, gap="large"), NEIGHBOURS.items(), strict=True):
         with side:
             st.text(meaning)
-            neighbours(name, features, number, by)
+            neighbours(run["name"], features, number, by)
 
 
 def neighbours(name: str, features: Features, number: int, by: str) -> None:

@@ -200,7 +200,7 @@ def clickable(
         x=x.ravel(), y=y.ravel(), mode="markers", marker={"size": 2, "opacity": 0}, selected=hidden, unselected=hidden,
         customdata=sum(names, []), text=sum(safe, []), hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
-    axis = {"tickmode": "array", "showgrid": False, "zeroline": False, "fixedrange": True}
+    axis = {"tickmode": "array", "showgrid": False, "zeroline": False, "fixedrange": True, "title": {"standoff": 6}}
     figure = go.Figure([heat, clicks])
     figure.update_layout(
         xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": [html.escape(c) for c in columns],
@@ -244,7 +244,8 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_layout(
-        title=_title(table), xaxis_title=f"effect on {html.escape(str(table['metric'].iloc[0]))}",
+        title=_title(table),
+        xaxis_title={"text": f"effect on {html.escape(str(table['metric'].iloc[0]))}", "standoff": 6},
         yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
