@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,48 @@ import streamlit as st
 
 from app import files
 from interp import runs
+from interp.causal.circuits import Circuit
 from interp.causal.effects import Effects
 from interp.errors import InputError, MissingFile, UnknownName, nearest
+from interp.plots.labels import visible
+from sae.circuits import FeatureCircuit
 from sae.features import Features
+from sae.logs import frontier
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
-RUNS, ABLATION, FEATURES = "views/runs.py", "views/ablation.py", "views/features.py"
+RUNS, TRAINING = "views/runs.py", "views/training.py"
+ABLATION, PATCHING, CIRCUIT = "views/ablation.py", "views/patching.py", "views/circuit.py"
+FEATURES, FEATURE = "views/features.py", "views/feature.py"
 JOBS, LISTS = "views/jobs.py", "views/lists.py"
+PAGE_OF = {
+    "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
+}  # fmt: skip
+"""The page that shows a run of a kind; that of any other is the home page with `?run=`."""
 
 _NAME = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _VALID = {
     "run": _NAME,
+    "other": _NAME,
     "store": _NAME,
     "sae": _NAME,
+    "model": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/-]{0,127}",
     "method": r"[A-Za-z0-9_-]{1,40}",
     "metric": r"[A-Za-z0-9_-]{1,40}",
+    "site": r"[A-Za-z0-9._*-]{1,128}",
     "head": r"[A-Za-z0-9._/+@-]{1,140}",
+    "edge": r"[A-Za-z0-9._/<>-]{1,300}",
     "pos": r"[A-Za-z0-9_+-]{1,40}",
+    "prompt": r"\d{1,7}",
     "feature": r"\d{1,7}",
+    "n": r"\d{1,7}",
+    "text": r"(?s).{1,2000}",
     "job": _NAME,
     "form": r"[a-z-]{1,40}",
     "list": _NAME,
 }
+_NUMBERS = ("prompt", "feature", "n")
 
 
 @dataclass(frozen=True)
@@ -53,17 +73,29 @@ class Focus:
 
     run: str | None = None
     """Name of a folder in runs/."""
+    other: str | None = None
+    """The run that `run` is held against."""
     store: str | None = None
     """Name of a folder in stores/."""
     sae: str | None = None
     """Name of a folder in saes/."""
+    model: str | None = None
     method: str | None = None
     metric: str | None = None
+    site: str | None = None
     head: str | None = None
-    """The component: `L3H5`, or another that a map shows, such as `L3.mlp`."""
+    """The component: `L3H5`, or another that a map shows, such as `L3.mlp` or `demo/417`."""
+    edge: str | None = None
+    """An edge of a graph: `a0.h1->a3.h5<q>`."""
     pos: str | None = None
+    prompt: int | None = None
+    """The prompt's number in prompts.jsonl, from 0."""
     feature: int | None = None
     """The latent's number."""
+    n: int | None = None
+    """How many, of what a page shows the strongest of."""
+    text: str | None = None
+    """What was typed in for a model to read."""
     job: str | None = None
     """Name of a folder in jobs/."""
     form: str | None = None
@@ -81,11 +113,14 @@ class Focus:
 def read_focus() -> Focus:
     """The Focus of the URL; what does not have the form of its field is left out, and the page says so."""
     values: dict[str, Any] = {name: st.query_params[name] for name in _VALID if name in st.query_params}
-    bad = [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]
-    if bad:
+    if bad := [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]:
         st.warning(f"Ignored in the address, not the form of a name or number: {', '.join(bad)}.")
-    values = {name: int(v) if name == "feature" else v for name, v in values.items() if name not in bad}
-    return Focus(**values)
+    return _focus(name for name in values if name not in bad)
+
+
+def _focus(names: Iterable[str]) -> Focus:
+    values = {name: st.query_params[name] for name in names}
+    return Focus(**{name: int(value) if name in _NUMBERS else value for name, value in values.items()})
 
 
 def write_focus(**changes: Any) -> None:
@@ -99,35 +134,63 @@ def write_focus(**changes: Any) -> None:
 
 
 def choose(
-    label: str, options: list[str], field: str, current: str | None, *, resets: Sequence[str] = (), **kwargs: Any
-) -> str:
+    label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
-    The fields `resets` are taken out of the URL then.
+    The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
+    be.
     """
     key = f"choose-{field}"
-    st.session_state[key] = current if current in options else options[0]
+    st.session_state[key] = current if current in options else None if empty else options[0]
+    if empty:
+        kwargs |= {"placeholder": empty}
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
 
-    return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
+    return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
+
+
+def picked(key: str) -> int | None:
+    """The row that was just chosen in the table `key`; None where it was let go."""
+    rows = st.session_state[key].selection.rows
+    return rows[0] if rows else None
+
+
+def clicked(key: str) -> str | None:
+    """The `customdata` of the point that was just clicked in the figure `key`. A second click on it selects nothing."""
+    points = st.session_state[key].selection.points
+    name = points[0].get("customdata") if points else None
+    return name[0] if isinstance(name, list) and name else name
+
+
+def link(page: str, label: str, **changes: Any) -> None:
+    """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
+    known = (name for name in _VALID if re.fullmatch(_VALID[name], st.query_params.get(name, "")))
+    st.page_link(page, label=escape(label), query_params=_focus(known).query(**changes))
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """The page that shows a result, and its parameters."""
     if run["folder"] == "saes":
-        return FEATURES, {"sae": run["name"]}
+        return (FEATURES if run.get("status") == "done" else TRAINING), {"sae": run["name"]}
     if run["folder"] == "stores":
         return RUNS, {"store": run["name"]}
-    return ABLATION if run.get("kind") == "ablate" else RUNS, {"run": run["name"]}
+    return PAGE_OF.get(str(run.get("kind")), RUNS), {"run": run["name"]}
 
 
 def workspace() -> Path:
     """The folder given as `--workspace` when the app was started; no page can change it."""
+    return _workspace(tuple(sys.argv[1:]), os.getcwd())
+
+
+@lru_cache(maxsize=4)
+def _workspace(arguments: tuple[str, ...], directory: str) -> Path:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--workspace", type=Path, default=runs.WORKSPACE)
-    return parser.parse_known_args(sys.argv[1:])[0].workspace.resolve()
+    return parser.parse_known_args(arguments)[0].workspace.resolve()
 
 
 def inside(path: Path) -> Path:
@@ -135,16 +198,37 @@ def inside(path: Path) -> Path:
     return files.inside(path, workspace())
 
 
-def results(folder: str | None = None, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """Results of the workspace, newest first: those of `runs`, `stores` or `saes`, or those of a kind."""
-    root = workspace()
+def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Results of the workspace, newest first: those of `runs`, `stores` or `saes`, or those of some kinds."""
+    root, stamps = workspace(), []
+    for part in runs.FOLDERS:
+        if (root / part).is_dir():
+            with os.scandir(root / part) as entries:
+                stamps += [(part, entry.name, *_stamp(f"{entry.path}/run.json")) for entry in entries]
     return [
         run
-        for run in runs.listing(root)
-        if re.fullmatch(_NAME, run["name"])
-        and (run["path"] / "run.json").resolve().is_relative_to(root)
-        and folder in (None, run["folder"])
-        and kind in (None, run.get("kind"))
+        for run in _listing(str(root), tuple(sorted(stamps)))
+        if folder in (None, run["folder"]) and (not kinds or run.get("kind") in kinds)
+    ]
+
+
+def _stamp(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file does; nothing where there is none."""
+    try:
+        at = os.stat(path)
+    except OSError:
+        return ()
+    return at.st_mtime_ns, at.st_size, at.st_ino
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _listing(root: str, stamps: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """All results; read again when a run.json is new, changed or gone. `config`, `model` and `versions` hold keys."""
+    tables = ("config", "model", "versions")
+    return [
+        run | {key: run[key] if isinstance(run.get(key), dict) else {} for key in tables}
+        for run in runs.listing(Path(root))
+        if re.fullmatch(_NAME, run["name"]) and (run["path"] / "run.json").resolve().is_relative_to(root)
     ]
 
 
@@ -162,9 +246,25 @@ def effects(folder: Path) -> Effects:
     return _cached(Effects.load, folder, "effects.parquet", "effects.h5")
 
 
+def comparison(folder: Path, other: Path) -> pd.DataFrame:
+    """`Effects.compare` of two runs; the same object until a file of theirs changes."""
+    first, second = effects(folder), effects(other)
+    stamps = tuple(_stamp(path / name) for path in (folder, other) for name in ("effects.parquet", "effects.h5"))
+    return _load(lambda _: first.compare(second), str(folder), (str(other), "comparison"), stamps)
+
+
 def features(folder: Path) -> Features:
     """What the latents of a dictionary do; the same object until a file changes."""
     return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
+
+
+def readable(features: Features) -> pd.DataFrame:
+    """The table of latents with `top_token`, its text as it can be shown; the same object until a file changes."""
+    text = features.latents["top_token_text"]
+    return _cached(
+        lambda _: features.latents.assign(top_token=text.fillna("").map(visible)), features.folder,
+        "features/latents.parquet",
+    )  # fmt: skip
 
 
 def prompts(folder: Path) -> list[dict[str, Any]]:
@@ -172,6 +272,26 @@ def prompts(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "prompts.jsonl").exists():
         return []
     return _cached(_read_jsonl, folder, "prompts.jsonl")
+
+
+def circuit(folder: Path) -> Circuit:
+    """The circuit of a run; the same object until its file changes."""
+    return _cached(Circuit.load, folder, "circuit.json")
+
+
+def feature_circuit(folder: Path) -> FeatureCircuit:
+    """The circuit of latents of a run; the same object until a file changes."""
+    return _cached(FeatureCircuit.load, folder, "feature_circuit.json", "nodes.parquet", "edges.parquet")
+
+
+def table(folder: Path, name: str) -> pd.DataFrame:
+    """A parquet or CSV file of a result; the same object until it changes: not to be written to."""
+    return _cached(lambda path: (pd.read_csv if name.endswith(".csv") else pd.read_parquet)(path / name), folder, name)
+
+
+def frontier_row(folder: Path) -> pd.DataFrame:
+    """A dictionary's row of `sae.frontier`; the same object until its files change."""
+    return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
 
 
 def json_file(folder: Path, name: str) -> dict[str, Any]:
@@ -188,20 +308,26 @@ def _read_jsonl(folder: Path) -> list[dict[str, Any]]:
 def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
     stamps = []
     for name in names:
-        path = inside(folder / name)
-        if not path.exists():
+        stamp = _stamp(inside(folder / name))
+        if not stamp:
             raise MissingFile(f"{folder.name} has no {name}.")
-        stamps.append((path.stat().st_mtime_ns, path.stat().st_size))
+        stamps.append(stamp)
     return _load(load, str(folder), names, tuple(stamps))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
     return _read(Path(folder))
 
 
 def size_text(folder: Path) -> str:
-    """What the files of a folder take on disk: "1.2 MB"."""
+    """What the files of a folder take on disk: "1.2 MB"; at most a few minutes old."""
+    return _size_text(str(inside(folder)), _stamp(folder / "run.json"))
+
+
+@st.cache_resource(max_entries=2000, ttl=300, show_spinner=False)
+def _size_text(path: str, stamp: tuple[int, ...]) -> str:
+    folder = Path(path)
     n_bytes = float(sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()))
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
@@ -219,6 +345,14 @@ def empty(what: str, command: str) -> None:
     """Say what is missing and the command that makes it."""
     st.info(what)
     st.code(command, language="bash")
+
+
+def unfinished(name: str | None, among: list[dict[str, Any]]) -> None:
+    """What to do about a run that cannot be shown: wait for it, or look at another."""
+    run = next((run for run in among if run["name"] == name), among[0] if name is None and among else None)
+    if run and run.get("status") == "running":
+        st.text("It is still running: its results appear when they are written. Reload the page then.")
+    st.page_link(RUNS, label="All runs", query_params={})
 
 
 def problem(what: str, error: Exception) -> None:

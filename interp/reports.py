@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html as escape
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,6 +14,8 @@ from interp.causal.effects import Effects
 from interp.plots import effects as figure_of
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from interp.causal.circuits import Circuit
     from interp.causal.verdicts import Curve
 
@@ -35,7 +38,7 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
         shown = rows[(rows.kind != "random") & rows.effect.notna()]
         if len(shown):
             figure = figure_of(shown, ticks=effects.about.get("ticks"))
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
+            parts.append(drawn(figure, name))
         parts.append(_rows(shown))
         parts += _groups(rows)
     return page(name, parts, run, effects.about.get("prompts"))
@@ -53,9 +56,9 @@ def circuit_html(
         f"how much worse {said.get('metric', 'the metric')} gets without the edge (positive: it helps)."
     )
     parts = [f"<p>{escape.escape(text)}</p>", f"<p>{escape.escape(verdict)}</p>" if verdict else ""]
-    parts.append(circuit.figure().to_html(full_html=False, include_plotlyjs=False))
+    parts.append(drawn(circuit.figure(), name))
     if curve is not None:
-        parts += ["<h2>Faithfulness by size</h2>", curve.figure().to_html(full_html=False, include_plotlyjs=False)]
+        parts += ["<h2>Faithfulness by size</h2>", drawn(curve.figure(), f"{name}-curve")]
         parts += [table_html(curve.areas.reset_index(names="area")), table_html(curve.rows)]
     table = circuit.table()
     kept = table[table.in_graph]
@@ -78,6 +81,23 @@ def page(name: str, parts: list[str], run: dict[str, Any], prompts: str | None =
     )
 
 
+def drawn(figure: Figure, name: str) -> str:
+    """A figure as a part of a page."""
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=camera(name))
+
+
+def camera(name: str) -> dict[str, Any]:
+    """Settings of a plotly figure whose one button, the camera, saves NAME.png; of plotly's other buttons one sends the
+    figure to another machine."""
+    picture = {"format": "png", "filename": name, "scale": 3}
+    return {
+        "displayModeBar": True,
+        "displaylogo": False,
+        "modeBarButtons": [["toImage"]],
+        "toImageButtonOptions": picture,
+    }
+
+
 def _sentence(effects: Effects, run: dict[str, Any]) -> str:
     model = (run.get("model") or {}).get("name", "a model")
     text = (
@@ -98,6 +118,16 @@ def _rows(rows: pd.DataFrame) -> str:
 def table_html(rows: pd.DataFrame) -> str:
     """A table of a page, escaped."""
     return rows.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0)
+
+
+def strip(head: str, tokens: Iterable[str], values: Iterable[float], limit: float) -> str:
+    """A line of tokens, each on a blue as deep as its value is large, up to `limit`; escaped."""
+    spans = "".join(
+        f'<span style="background:rgba(33,102,172,{0.8 * min(max(value / limit, 0), 1):.3f})" title="{value:.3g}">'
+        f"{escape.escape(token)}</span>"
+        for token, value in zip(tokens, values, strict=True)
+    )
+    return f'<p style="white-space:pre-wrap"><b>{escape.escape(head)}</b> {spans}</p>'
 
 
 def _groups(rows: pd.DataFrame) -> list[str]:

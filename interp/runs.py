@@ -91,7 +91,7 @@ def listing(workspace: Path) -> list[dict[str, Any]]:
             except InputError:
                 run = {"kind": "?", "status": "unreadable", "started": ""}
             found.append(run | {"name": path.parent.name, "folder": folder, "path": path.parent})
-    return sorted(found, key=lambda run: run.get("started") or "", reverse=True)
+    return sorted(found, key=lambda run: str(run.get("started") or ""), reverse=True)
 
 
 def place(workspace: Path, folder: str, name: str | None, kind: str) -> Path:

@@ -26,7 +26,8 @@ function build(host, data) {
   grid.style.maxWidth = `${Math.max(320, 76 * C + 40)}px`;
   const cells = [];
   make(grid, 'axis', '');
-  data.columns.forEach(c => make(grid, 'axis', c));
+  const tall = C > 8 && data.columns.some(c => c.length > 5) ? ' tall' : '';
+  data.columns.forEach(c => make(grid, 'axis' + tall, tall ? c.replace('\\n', '  ') : c));
   data.rows.forEach((r, i) => {
     make(grid, 'axis', r);
     for (let j = 0; j < C; j++) {
@@ -93,7 +94,8 @@ export default function({data, parentElement, setTriggerValue}) {
 
 _CSS = """
 .grid{display:grid;gap:2px;font:11px var(--st-code-font, monospace);color:var(--st-text-color)}
-.axis{padding:1px 4px;text-align:center;align-self:center}
+.axis{padding:1px 4px;text-align:center;align-self:center;white-space:pre;unicode-bidi:isolate}
+.axis.tall{writing-mode:vertical-rl;transform:rotate(180deg);justify-self:center;align-self:start;padding:4px 1px}
 .cell{min-height:34px;display:flex;align-items:center;justify-content:center;cursor:pointer;border-radius:3px;
   font-size:11px;overflow:hidden;white-space:nowrap}
 .cell.missing{background:repeating-linear-gradient(45deg,#999 0 2px,transparent 2px 6px);cursor:default}

@@ -19,6 +19,22 @@ def labels(run: dict[str, Any]) -> dict[str, str]:
         return {}
 
 
+def pinned(run: dict[str, Any]) -> list[str]:
+    """The nodes of a graph that stay in sight; none where the notes cannot be read."""
+    try:
+        return notes.notes(run["path"]).pins
+    except state.UNREADABLE:
+        return []
+
+
+def pin_box(run: dict[str, Any], component: str) -> None:
+    """Whether a node stays in sight, however few edges are shown."""
+    key = f"pin-{run['name']}-{component}"
+    st.session_state[key] = component in pinned(run)
+    st.toggle("Pin: stays in sight, however few edges are shown", key=key,
+              on_change=lambda: _try(lambda: notes.pin(run["path"], component, st.session_state[key])))  # fmt: skip
+
+
 def label_box(run: dict[str, Any], component: str) -> None:
     """What a component of a result is called, and on which lists it is; a change is saved at once."""
     key = f"{run['folder']}/{run['name']}/{component}"

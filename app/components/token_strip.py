@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+
+from interp.plots.labels import visible
 
 _JS = """
 export default function({data, parentElement}) {
@@ -51,23 +52,6 @@ class Strip:
     values: Sequence[float]
     head: str = ""
     marked: int | None = None
-
-
-def visible(text: str) -> str:
-    """Text with what cannot be seen written out: newline, tab, control and bidirectional characters, nothing at all."""
-    if text == "":
-        return "∅"
-    if set(text) == {" "}:
-        return "·" * len(text)
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    if character in "\n\t":
-        return {"\n": "↵", "\t": "⇥"}[character]
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return f"\\u{ord(character):04x}"
-    return character
 
 
 def token_strips(strips: Sequence[Strip], *, key: str, label: str) -> None:

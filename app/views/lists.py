@@ -95,8 +95,10 @@ def rows(table: pd.DataFrame, results: list[dict[str, Any]], of: str | None) -> 
 
 def place(run: dict[str, Any], component: str) -> tuple[str, dict[str, str]]:
     """The page that shows a component of a result, and its parameters."""
+    if run["folder"] == "saes":
+        return state.FEATURE, {"sae": run["name"], "feature": component}
     target, query = state.place(run)
-    return target, query | ({"feature": component} if run["folder"] == "saes" else {"head": component})
+    return target, query | {"head": component}
 
 
 def save(name: str, table: pd.DataFrame) -> None:

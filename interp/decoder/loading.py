@@ -99,6 +99,23 @@ class Model:
             finally:
                 config._attn_implementation = before
 
+    def extend(
+        self, tokens: Int[Tensor, "prompt pos"], cache: Any = None, *, plain: bool = False, keep: bool = True
+    ) -> tuple[Float[Tensor, "prompt d_vocab"], Any]:
+        """Logits after the last of `tokens`, and the keys and values of all, to be given back as `cache` with what
+        follows. `plain`: no hook is called. `keep` False: no cache. InputError for a model without one."""
+        tokens = tokens.to(self.device)
+        with self.lock:
+            if not keep:
+                return (self.plain_pass(tokens) if plain and self.plain is not None else self(tokens))[:, -1], None
+            if self.plain is None:
+                raise InputError(f'"{self.name}" keeps no keys and values: generate without the cache.')
+            if plain:
+                out = self.plain(tokens, past_key_values=cache, use_cache=True)
+                return out.logits[:, -1], out.past_key_values
+            logits, cache = self.bridge(tokens, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
+            return logits[:, -1], cache
+
     @property
     def device(self) -> torch.device:
         return next(self.bridge.parameters()).device

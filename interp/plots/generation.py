@@ -1,0 +1,50 @@
+"""Generated text as plotly figures. DataFrame in, Figure out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.plots.colours import BLUE, GREY
+from interp.plots.labels import escaped, tick, visible
+
+LONGEST = 60
+"""Tokens at most whose text stands on the axis."""
+
+
+def kl_by_token(rows: pd.DataFrame) -> go.Figure:
+    """KL(edited || baseline) of each next token, after the same text: bars over the tokens of one continuation; of
+    several their mean with its 95% interval (1.96 standard errors). `rows` as of `Generation.tokens`."""
+    edited = rows[rows["run"] == "edited"]
+    shown = edited if len(edited) else rows
+    figure = go.Figure()
+    if shown.groupby(["prompt", "sample"]).ngroups == 1:
+        hover = [
+            f"{escaped(visible(text))}: KL {kl:.3f}, log-probability {own:.2f}, baseline {other:.2f}"
+            for text, kl, own, other in shown[["text", "kl", "logprob", "baseline_logprob"]].itertuples(index=False)
+        ]
+        figure.add_bar(x=shown["step"], y=shown["kl"], marker={"color": BLUE}, text=None, hovertext=hover,
+                       hoverinfo="text")  # fmt: skip
+        if len(shown) <= LONGEST:
+            figure.update_xaxes(tickvals=shown["step"], ticktext=[tick(text) for text in shown["text"]], tickangle=-60)
+        figure.update_xaxes(title="token written by the edited run")
+    else:
+        by_step = shown.groupby("step").kl.agg(["mean", "std", "count"])
+        margin = 1.96 * (by_step["std"] / np.sqrt(by_step["count"])).fillna(0.0)
+        low, high = (by_step["mean"] - margin).clip(lower=0), by_step["mean"] + margin
+        fill = GREY.replace("rgb", "rgba").replace(")", ",.25)")
+        figure.add_scatter(
+            x=[*by_step.index, *by_step.index[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=fill,
+            line={"width": 0}, hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=by_step.index, y=by_step["mean"], mode="lines+markers", line={"color": BLUE}, showlegend=False,
+            text=by_step["count"], hovertemplate="token %{x}: KL %{y:.3f}, n = %{text}<extra></extra>",
+        )  # fmt: skip
+        n = int(by_step["count"].iloc[0])
+        figure.update_layout(title=f"mean over {n} continuations, with its 95% interval")
+        figure.update_xaxes(title="number of the new token")
+    figure.update_yaxes(title="KL(edited || baseline), nats", rangemode="tozero")
+    figure.update_layout(plot_bgcolor="white", height=340, margin={"l": 60, "r": 20, "t": 40, "b": 80}, bargap=0.1)
+    return figure
