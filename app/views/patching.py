@@ -30,6 +30,8 @@ MEANING = {
     "trace": "trace: the subject's embeddings are noised, one state of the clean run is put back (Meng et al. 2022).",
     "path": "path: only what one sender tells the receiver is corrupted (Wang et al. 2022).",
 }
+WIDE = 16
+"""Positions beyond which a map takes the whole width of the page."""
 MOST_ROWS = 64
 """Components on a map at most, the strongest: more cannot be told apart."""
 
@@ -56,9 +58,11 @@ def page() -> None:
         return
     table = choices(focus, effects.rows, boxes[1:])
     heading(run, patchings, table["method"].iloc[0])
+    above = st.container() if table["position"].nunique() > WIDE else None
     left, right = st.columns([11, 9], gap="large")
-    with left:
+    with above or left:
         row = the_map(focus, table, effects.about.get("ticks"))
+    with left:
         the_prompts(focus, pairs, row, table)
         effects_of.all_rows(run, table, COLUMNS, "cells")
     with right:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, ORANGE, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, ORANGE, RED
 from interp.plots.labels import escaped
 
 MOST_EDGES = 150
@@ -135,7 +135,7 @@ def _counted(total: int, drawn: int) -> str:
 
 def _laid_out(figure: go.Figure, title: str, height: int, key: str) -> go.Figure:
     return figure.update_layout(
-        title=title, height=height, plot_bgcolor="white", hovermode="closest", clickmode="event+select", dragmode=False,
+        title=title, height=height, plot_bgcolor=CLEAR, hovermode="closest", clickmode="event+select", dragmode=False,
         xaxis={"visible": False, "fixedrange": True}, yaxis={"visible": False, "fixedrange": True},
         margin={"l": 20, "r": 20, "t": 50, "b": 50},
         annotations=[{"text": key, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -35, "xanchor": "left",
@@ -162,7 +162,7 @@ def curve(rows: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x:.1%} of the edges (%{text} in the circuit): %{y:.3f}<extra></extra>",
         )  # fmt: skip
     figure.add_hline(y=1, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
-    figure.update_layout(plot_bgcolor="white", height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
+    figure.update_layout(plot_bgcolor=CLEAR, height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
     figure.update_xaxes(title="share of the edges", type="log", tickvals=[0.001, 0.01, 0.1, 1], tickformat="~%")
     figure.update_yaxes(title="faithfulness: 0 no edge, 1 the model")
     return figure
@@ -181,7 +181,7 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
         x=ends, y=ends, mode="lines", line={"color": RED, "width": 1}, hoverinfo="skip", showlegend=False
     )
     figure.update_layout(
-        title=f"{len(table)} {what}s: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor="white", height=380,
+        title=f"{len(table)} {what}s: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor=CLEAR, height=380,
         xaxis_title=f"exact: how much worse without the {what}", yaxis_title="estimate",
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
     )  # fmt: skip
