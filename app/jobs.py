@@ -35,8 +35,8 @@ EVERY = "2"
 TAIL = 20_000
 AGAIN = ("failed", "interrupted", "lost")
 """The states from which the same command continues."""
-_LINE = re.compile(r"^(?P<title>[^\n:]{1,60}): (?P<done>[\d,]+) of (?P<total>[\d,]+)(?P<told>.*?)"
-                   r"(?:, (?P<left>[\d,]+) s left)?$", re.M)  # fmt: skip
+_LINE = re.compile(r"^(?P<title>[^\n:]{1,60}): (?P<done>\d+(?:,\d{3})*) of (?P<total>\d+(?:,\d{3})*)(?P<told>.*?)"
+                   r"(?:, (?P<left>\d+(?:,\d{3})*) s left)?$", re.M)  # fmt: skip
 
 
 class Job(BaseModel):

@@ -14,6 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from interp import reports
+
 
 def exports(run: dict[str, Any], table: pd.DataFrame, figure: Callable[[], go.Figure] | None = None) -> None:
     """A row of buttons: CSV, JSON and, where the page has a `figure`, HTML and PNG."""
@@ -30,13 +32,7 @@ def exports(run: dict[str, Any], table: pd.DataFrame, figure: Callable[[], go.Fi
     if picture.open:
         with picture:
             st.text("The camera at the upper right of the figure saves it, at three times this size.")
-            st.plotly_chart(figure(), theme=None, key="exported-figure", config=camera(name), width=900)
-
-
-def camera(name: str) -> dict[str, Any]:
-    """Settings of a plotly figure whose camera button saves NAME.png."""
-    picture = {"format": "png", "filename": name, "scale": 3}
-    return {"displayModeBar": True, "displaylogo": False, "toImageButtonOptions": picture}
+            st.plotly_chart(figure(), theme=None, key="exported-figure", config=reports.camera(name), width=900)
 
 
 def as_json(table: pd.DataFrame) -> str:
@@ -45,7 +41,4 @@ def as_json(table: pd.DataFrame) -> str:
 
 def as_html(figure: go.Figure, run: dict[str, Any]) -> str:
     """The figure and what made it, in one file that asks nothing of the network."""
-    from interp.reports import page
-
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=camera(run["name"]))
-    return page(run["name"], [drawn], run)
+    return reports.page(run["name"], [reports.drawn(figure, run["name"])], run)

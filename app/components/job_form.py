@@ -72,16 +72,16 @@ def box(form: forms.Form, field: forms.Field) -> str:
     if field.name in form.names:
         return choice(label, field.name, form, form.names[field.name], None, help=plain(field.help))
     if field.type is bool:
-        words = {"": "as usual", "true": "yes", "false": "no"}
+        words = {"": "default", "true": "yes", "false": "no"}
         offered = [value for value in words if value != "false" or field.off]
         return st.selectbox(label, offered, key=key, format_func=words.get, help=plain(field.help))
     if offered := form.choices.get(field.name):
         chosen = st.selectbox(
             label, offered, key=key, index=offered.index(first) if first in offered else None,
-            accept_new_options=True, placeholder="as usual", help=plain(field.help),
+            accept_new_options=True, placeholder="default", help=plain(field.help),
         )  # fmt: skip
         return (chosen or "").strip()
-    return st.text_input(label, first, key=key, placeholder="as usual", max_chars=1000, help=plain(field.help)).strip()
+    return st.text_input(label, first, key=key, placeholder="default", max_chars=1000, help=plain(field.help)).strip()
 
 
 def choice(label: str, name: str, form: forms.Form, folder: str, first: str | None, **kwargs: Any) -> str:

@@ -47,9 +47,9 @@ def page() -> None:
     with right:
         st.subheader(state.escape(effects_of.title(row)), anchor=False)
         effects_of.numbers(row, NAMES)
+        label_box(run, row["component"])
         links(run, row["component"], here=state.ABLATION)
         effects_of.by_prompt(run["path"], effects, row, NAMES)
-        label_box(run, row["component"])
     exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
     provenance(run, snippet=effects_of.snippet(run["path"]))

@@ -13,15 +13,16 @@ import streamlit as st
 
 from app import forms, jobs, state
 from app.components.job_form import job_form
+from app.components.token_strip import visible
 from interp import plots
 
 EVERY = 1.0
 """Seconds between two looks at what runs."""
-SHOWN = 15
+SHOWN, LINES = 15, 20
 COLOURS = {"queued": "gray", "running": "blue", "done": "green", "failed": "red", "interrupted": "orange",
            "lost": "violet"}  # fmt: skip
 MEANS = {
-    "queued": "Waits until fewer jobs run.",
+    "queued": "Waits for its turn.",
     "interrupted": "Stopped before its end. What was finished is kept: the same command continues.",
     "failed": "It failed on the way. What was finished is kept: the same command continues.",
     "lost": "Its processes are gone without a word: the machine was started again, or they were killed. What was "
@@ -63,14 +64,14 @@ def queue() -> bool:
         st.text("No job yet: what is started below runs in the background, and goes on when this page is closed.")
         return False
     widths = [3, 2, 5, 4, 3]
-    for column, heading in zip(st.columns(widths), ("job", "state", "command", "progress", "asked for"), strict=True):
+    for column, heading in zip(st.columns(widths), ("job", "state", "what", "progress", "asked for"), strict=True):
         column.caption(heading)
     for job in found[:SHOWN]:
         name, status, command, progress, asked = st.columns(widths, vertical_alignment="center")
         name.page_link(state.JOBS, label=state.escape(job.id), query_params={"job": job.id})
         with status:
             badge(job)
-        command.text(shown_command(job, short=True))
+        command.text(summary(job))
         with progress:
             progress_bar(job)
         asked.text(clock(job.queued))
@@ -112,8 +113,10 @@ def status(job: jobs.Job) -> None:
     buttons(job)
     results(job)
     losses(job)
-    st.text("What it says")
-    st.code(job.log() or "nothing yet", language=None, wrap_lines=True, height=300)
+    said = job.log()
+    st.text("The end of what it says" if said else "It has said nothing yet.")
+    if said:
+        st.code("\n".join(said.splitlines()[-LINES:]), language=None, wrap_lines=True)
 
 
 def badge(job: jobs.Job) -> None:
@@ -197,12 +200,18 @@ def losses(job: jobs.Job) -> None:
             st.plotly_chart(plots.training(table), key=f"losses-{name}", config={"displayModeBar": False})
 
 
-def shown_command(job: jobs.Job, *, short: bool = False) -> str:
+def shown_command(job: jobs.Job) -> str:
     try:
-        command = job.command
+        return shlex.join(job.command)
     except state.UNREADABLE as error:
         return str(error)
-    return shlex.join(command[1:-1] if short else command)
+
+
+def summary(job: jobs.Job) -> str:
+    """What tells a job from others: the answers of its form, and the name of its result."""
+    told = [f"{name} {value}" if value.replace(",", "").isdigit() else value
+            for name, value in job.values.items() if name != "out" and value != "bundled"]  # fmt: skip
+    return visible(" · ".join(told) + (f" → {job.values['out']}" if "out" in job.values else ""))
 
 
 def clock(seconds: float) -> str:

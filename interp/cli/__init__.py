@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 the input is wrong (nothing was written), 1 it failed on the
     way, 130 interrupted."""
     try:
-        return app(args=None if argv is None else list(argv), standalone_mode=False, prog_name="interp") or 0
+        status = app(args=None if argv is None else list(argv), standalone_mode=False, prog_name="interp") or 0
+        if status == 130:  # how typer tells of an interrupt since 0.29
+            raise KeyboardInterrupt
+        return status
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

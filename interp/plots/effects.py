@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, RED, WHITE
+from interp.plots.colours import BLUE, CLEAR, RED, WHITE
 from interp.plots.labels import escaped, short
 
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
@@ -161,7 +161,7 @@ def head_map(table: pd.DataFrame) -> go.Figure:
     grid = component_grid(table)
     assert grid is not None, "head_map needs heads, attention layers or MLPs"
     figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
-    figure.update_layout(title=_title(table), xaxis_title="head", yaxis_title="layer")
+    figure.update_layout(title=_title(table), xaxis_title=_near("head"), yaxis_title="layer")
     return figure
 
 
@@ -196,7 +196,7 @@ def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) ->
     figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
     if ticks:
         figure.update_xaxes(tickangle=0 if len(grid.columns) <= 16 else -60)
-    figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
+    figure.update_layout(title=_title(table), xaxis_title=_near("position"), yaxis_title="")
     return figure
 
 
@@ -232,14 +232,19 @@ def clickable(
         hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
         plot_bgcolor="rgb(200,200,200)",
         height=max(260, (28 if len(rows) <= 40 else 14) * len(rows) + 150),
-        margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
+        margin={"l": max(60, 10 + 7 * max(map(len, rows), default=0)), "r": 20, "t": 50, "b": 85, "pad": 0},
         annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure
 
 
+def _near(text: str) -> dict[str, object]:
+    """The title of an axis, close to its ticks: the footnote stands below it."""
+    return {"text": text, "standoff": 4}
+
+
 def footnote(text: str) -> dict[str, object]:
-    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left",
+    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -68, "xanchor": "left",
             "showarrow": False, "font": {"size": 12}}  # fmt: skip
 
 
@@ -266,8 +271,8 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_layout(
-        title=_title(table), xaxis_title=f"effect on {escaped(str(table['metric'].iloc[0]))}",
-        yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
+        title=_title(table), xaxis_title=_near(f"effect on {escaped(str(table['metric'].iloc[0]))}"),
+        yaxis={"autorange": "reversed"}, plot_bgcolor=CLEAR, height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure
