@@ -57,9 +57,14 @@ def _has(config: dict[str, Any], component: str) -> bool:
     return "head" in str(config.get("by")) if "H" in component else component.endswith(str(config["site"])[:3])
 
 
-def latent_links(run: dict[str, Any], latent: int) -> None:
-    """Where else a latent can be looked at: among the others, and in the circuits of latents that have it."""
+def latent_links(run: dict[str, Any], latent: int, strongest: float) -> None:
+    """Where else a latent can be looked at: in a text of one's own, by steering with it (held at its `strongest`
+    activation), among the others, and in the circuits of latents that have it."""
+    clear: dict[str, Any] = dict.fromkeys(("run", "prompt", "head", "pos", "metric", "model"))
     with st.container(horizontal=True):
+        state.link(state.PROMPT, "Test a text →", **clear, sae=run["name"], feature=latent, method="latent")
+        push = f"{run['name']}/{latent}={strongest:.3g}"
+        state.link(state.STEER, "Steer with it →", **clear, sae=run["name"], feature=latent, edit=push)
         state.link(state.FEATURES, "All features", sae=run["name"], feature=None)
         for other in state.results("runs", kinds=["circuit-features"]):
             if run["name"] in (other["config"].get("sae") or []):

@@ -83,7 +83,7 @@ def heading(run: dict[str, Any], dictionaries: list[dict[str, Any]], latent: pd.
     st.text(
         " · ".join([str(run["model"].get("name", "model not recorded")), *told, f"top token {latent['top_token']}"])
     )
-    latent_links(run, number)
+    latent_links(run, number, float(latent["max_activation"]))
 
 
 def dashboard(run: dict[str, Any], features: Features, number: int) -> pd.DataFrame:
