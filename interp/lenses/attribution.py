@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The contribution of every part to the logit difference of every prompt; they sum to it.
+    """The contribution of every part to the logit difference of every prompt; they sum to it, to 1e-4 in float32 and
+    to its rounding in half precision.
 
     `values` is float32 [row, prompt], in the order of the table's rows; `total` [prompt] is what they sum to.
     """

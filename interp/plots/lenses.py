@@ -149,7 +149,7 @@ def curve(rows: pd.DataFrame, metric: str) -> go.Figure:
         plot_bgcolor="white", height=360, margin={"l": 70, "r": 20, "t": 40, "b": 50}, showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, hovermode="closest",
     )  # fmt: skip
-    figure.update_xaxes(title="after", tickvals=list(range(len(layers))), ticktext=names)
+    figure.update_xaxes(title="stream read after", tickvals=list(range(len(layers))), ticktext=names)
     figure.update_yaxes(title=AXES[metric], gridcolor="rgb(235,235,235)")
     if metric == "rank":
         figure.update_yaxes(type="log", dtick=1)
