@@ -68,7 +68,7 @@ def test_the_prompt_page_shows_what_the_library_says(workspace, tiny_model):
     assert grid["rows"] == ["L1", "L0", "embed"] and grid["selected"] == "L1@1" and grid["unsigned"]
     written = interp.attribute_logits(tiny_model, "When Mary", answer=int(rows.iloc[1]["top_id"][0]), position=1)
     assert parts["values"][1][2] == pytest.approx(float(written.table().set_index("component").contribution["L1H2"]))
-    assert "interp lens show --text 'When Mary' --model" in texts(at)
+    assert "interp lens show 'When Mary' --model" in texts(at)
 
 
 def test_latents_that_fire_are_those_of_the_dictionary(workspace, tiny_model):

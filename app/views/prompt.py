@@ -58,7 +58,7 @@ def page() -> None:
         _latents(focus, chosen, position)
     source(
         chosen, lens.table().drop(columns=["top_id"]), lambda: lens.figure(_colour(focus)), name="logit-lens",
-        command=["lens", "show", "--text", chosen.text],
+        command=["lens", "show", chosen.text],
         lines=f'lens = interp.logit_lens(model, text, edits=edits)\nlens.figure("{_colour(focus)}")',
     )  # fmt: skip
 
