@@ -11,12 +11,13 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
@@ -30,6 +31,9 @@ from interp.plots.labels import visible
 from sae.circuits import FeatureCircuit
 from sae.features import Features
 from sae.logs import frontier
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -112,15 +116,19 @@ class Focus:
 
 def read_focus() -> Focus:
     """The Focus of the URL; what does not have the form of its field is left out, and the page says so."""
-    values: dict[str, Any] = {name: st.query_params[name] for name in _VALID if name in st.query_params}
-    if bad := [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]:
+    focus, bad = _parsed()
+    if bad:
         st.warning(f"Ignored in the address, not the form of a name or number: {', '.join(bad)}.")
-    return _focus(name for name in values if name not in bad)
+    return focus
 
 
-def _focus(names: Iterable[str]) -> Focus:
-    values = {name: st.query_params[name] for name in names}
-    return Focus(**{name: int(value) if name in _NUMBERS else value for name, value in values.items()})
+def _parsed() -> tuple[Focus, list[str]]:
+    """The Focus of the URL, and the names of the fields that are not as they should be."""
+    given = st.query_params.to_dict()
+    values = {name: given[name] for name in _VALID if name in given}
+    bad = [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]
+    good = {name: value for name, value in values.items() if name not in bad}
+    return Focus(**{name: int(value) if name in _NUMBERS else value for name, value in good.items()}), bad
 
 
 def write_focus(**changes: Any) -> None:
@@ -168,8 +176,7 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    known = (name for name in _VALID if re.fullmatch(_VALID[name], st.query_params.get(name, "")))
-    st.page_link(page, label=escape(label), query_params=_focus(known).query(**changes))
+    st.page_link(page, label=escape(label), query_params=_parsed()[0].query(**changes))
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -221,7 +228,7 @@ def _stamp(path: str | Path) -> tuple[int, ...]:
     return at.st_mtime_ns, at.st_size, at.st_ino
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@lru_cache(maxsize=4)
 def _listing(root: str, stamps: tuple[Any, ...]) -> list[dict[str, Any]]:
     """All results; read again when a run.json is new, changed or gone. `config`, `model` and `versions` hold keys."""
     tables = ("config", "model", "versions")
@@ -305,29 +312,43 @@ def _read_jsonl(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
+def drawn(make: Callable[[], Figure], folder: Path, *names: str, of: Hashable) -> Figure:
+    """A figure `of` something in files of a result; the same object until a file changes."""
+    return _cached(lambda _: make(), folder, *names, of=of)
+
+
+def _cached(load: Callable[[Path], Any], folder: Path, *names: str, of: Hashable = None) -> Any:
     stamps = []
     for name in names:
         stamp = _stamp(inside(folder / name))
         if not stamp:
             raise MissingFile(f"{folder.name} has no {name}.")
         stamps.append(stamp)
-    return _load(load, str(folder), names, tuple(stamps))
+    load_ = _load if of is None else _draw
+    return load_(load, str(folder), names, tuple(stamps), of)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
+def _load(
+    _read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable = None
+) -> Any:
     return _read(Path(folder))
 
 
-def size_text(folder: Path) -> str:
-    """What the files of a folder take on disk: "1.2 MB"; at most a few minutes old."""
-    return _size_text(str(inside(folder)), _stamp(folder / "run.json"))
+@st.cache_resource(max_entries=200, show_spinner=False)
+def _draw(
+    _make: Callable[[Path], Figure], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable
+) -> Figure:
+    return _make(Path(folder))
 
 
-@st.cache_resource(max_entries=2000, ttl=300, show_spinner=False)
-def _size_text(path: str, stamp: tuple[int, ...]) -> str:
-    folder = Path(path)
+def size_text(run: dict[str, Any]) -> str:
+    """What the files of a result take on disk: "1.2 MB"; at most a few minutes old."""
+    return _size_text(run["path"], run.get("status"), int(time.time()) // 300)
+
+
+@lru_cache(maxsize=4000)
+def _size_text(folder: Path, status: str, minutes: int) -> str:
     n_bytes = float(sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()))
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
@@ -337,8 +358,8 @@ def _size_text(path: str, stamp: tuple[int, ...]) -> str:
 
 
 def escape(name: str) -> str:
-    """A name for a markdown label: nothing in it is read as markup."""
-    return re.sub(r"([^A-Za-z0-9 ])", r"\\\1", name)
+    """A name for a markdown label: nothing in it is read as markup, of which all is ASCII."""
+    return re.sub(r"([^A-Za-z0-9 \x80-\U0010ffff])", r"\\\1", name)
 
 
 def empty(what: str, command: str) -> None:

@@ -41,9 +41,10 @@ def numbers(row: pd.Series, names: tuple[str, str]) -> None:
         shown = {"normalized": f"{row['normalized']:.3f}"} | shown
     known = pd.notna(row["ci_low"])
     shown["95% interval of the mean"] = f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}" if known else "none: one prompt"
-    shown[f"{row['metric']}: {names[0]} → {names[1]}"] = f"{row['baseline']:.3f} → {row['value']:.3f}"
+    shown[f"{names[0]} → {names[1]}"] = f"{row['baseline']:.3f} → {row['value']:.3f}"
     for column, (label, value) in zip(st.columns([2] * (len(shown) - 2) + [3, 3]), shown.items(), strict=True):
         column.metric(label, value)
+    st.text(f"in {row['metric']}, mean over {row['n']} prompts")
 
 
 def by_prompt(folder: Path, effects: Effects, row: pd.Series, names: tuple[str, str]) -> None:
@@ -54,7 +55,11 @@ def by_prompt(folder: Path, effects: Effects, row: pd.Series, names: tuple[str, 
     except KeyError:
         st.text("This run kept no values of single prompts.")
         return
-    st.plotly_chart(plots.histogram(table, row), key="histogram", config={"displayModeBar": False})
+    figure = state.drawn(
+        lambda: plots.histogram(table, row), folder, "effects.h5",
+        of=(row["method"], row["metric"], row["component"], str(row["position"])),
+    )  # fmt: skip
+    st.plotly_chart(figure, key="histogram", config={"displayModeBar": False})
     st.text("Prompts, largest effect first; choose a row")
     table = table.sort_values("effect", key=abs, ascending=False)
     key, order = f"prompts-{folder.name}", table.index.tolist()
@@ -72,7 +77,8 @@ def all_rows(run: dict[str, Any], table: pd.DataFrame, columns: list[str], what:
     st.text(f"All {what}, largest effect first")
     order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
     shown, known = table.loc[order, [column for column in columns if column in table]], labels(run)
-    shown.insert(1, "label", [known.get(name, "") for name in shown["component"]])
+    if known:
+        shown.insert(1, "label", [known.get(name, "") for name in shown["component"]])
     st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
 
 

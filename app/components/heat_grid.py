@@ -93,6 +93,7 @@ export default function({data, parentElement, setTriggerValue}) {
 """
 
 _CSS = """
+.hg{overflow-x:auto;padding:3px}
 .grid{display:grid;gap:2px;font:11px var(--st-code-font, monospace);color:var(--st-text-color)}
 .axis{padding:1px 4px;text-align:center;align-self:center;white-space:pre;unicode-bidi:isolate}
 .axis.tall{writing-mode:vertical-rl;transform:rotate(180deg);justify-self:center;align-self:start;padding:4px 1px}

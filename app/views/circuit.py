@@ -60,7 +60,7 @@ def described(run: dict[str, Any]) -> str:
     how = {
         "circuit": config.get("method", "method not recorded"),
         "circuit-score": f"{config.get('circuit')} scored again",
-        "circuit-features": f"latents of {config.get('sae')}",
+        "circuit-features": f"latents of {', '.join(map(str, config.get('sae') or ['?']))}",
     }[run["kind"]]
     return f"{config.get('task', 'task not recorded')}, {how}"
 
@@ -80,19 +80,22 @@ def of_edges(focus: state.Focus, run: dict[str, Any], found: Circuit) -> None:
         node = None if edge else inside.get(focus.head or "")
         if (focus.edge or focus.head) and not (edge or node):
             st.text(f'"{focus.edge or focus.head}" is not among these edges and nodes: show more of them.')
-        drawn = plots.circuit(table, found.graph.nodes, selected=edge or node, labels=known, pinned=pins)
-        graph(drawn, {node: name for name, node in nodes.items()})
+        figure = state.drawn(
+            lambda: plots.circuit(table, found.graph.nodes, selected=edge or node, labels=known, pinned=pins),
+            run["path"], "circuit.json", of=(shown.n_edges, edge or node, tuple(known.items()), tuple(pins)),
+        )  # fmt: skip
+        graph(figure, {node: name for name, node in nodes.items()})
         st.text("Click a node, or an edge at its middle; or choose a node:")
         state.choose("Node", list(inside), "head", component(node) if node else None, empty="choose a node",
                      resets=("edge",), label_visibility="collapsed")  # fmt: skip
+        st.text("The strongest edges; choose a row")
+        edge_table(kept, "edges", height=300)
     with right:
         if edge:
             one_edge(run, kept[kept["edge"] == edge].iloc[0])
         elif node:
             one_node(run, node, kept)
         faithfulness(run["path"])
-        st.text("The strongest edges; choose a row")
-        edge_table(kept, "edges", height=300)
     exports(run, table, lambda: plots.circuit(table, found.graph.nodes, labels=known, pinned=pins))
     st.subheader("Where this comes from", anchor=False)
     lines = ["import interp", "", f"circuit = interp.Circuit.load({str(run['path'])!r})"]
@@ -176,7 +179,8 @@ def faithfulness(folder: Path) -> None:
         st.text("Not measured yet: it appears when the run has judged its circuit.")
         return
     rows = state.table(folder, "curve.parquet")
-    st.plotly_chart(plots.curve(rows), key="curve", config={"displayModeBar": False})
+    figure = state.drawn(lambda: plots.curve(rows), folder, "curve.parquet", of="curve")
+    st.plotly_chart(figure, key="curve", config={"displayModeBar": False})
     if (folder / "areas.parquet").exists():
         for row in state.table(folder, "areas.parquet").itertuples():
             better = {"CPR": "higher is better", "CMD": "lower is better"}.get(row.area, "")
@@ -195,10 +199,16 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
         node = focus.head if focus.head in set(nodes["node"]) else None
         if focus.head and not node:
             st.text(f'"{focus.head}" is not among these nodes: show more of them.')
-        graph(plots.features(nodes, edges, selected=node, labels=known), {})
+        figure = state.drawn(
+            lambda: plots.features(nodes, edges, selected=node, labels=known), run["path"], "nodes.parquet",
+            of=(len(nodes), node, tuple(known.items())),
+        )  # fmt: skip
+        graph(figure, {})
         st.text("Click a node; or choose one:")
         state.choose("Node", nodes["node"].tolist(), "head", node, empty="choose a node", resets=("edge",),
                      label_visibility="collapsed")  # fmt: skip
+        st.text("The strongest nodes; choose a row")
+        node_table(nodes)
     with right:
         if node:
             one_latent(run, nodes[nodes["node"] == node].iloc[0], edges)
@@ -209,8 +219,6 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
             st.dataframe(rows, hide_index=True, column_config=state.number_columns(rows))
         else:
             st.text("Not measured yet: it appears when the run has judged its circuit.")
-        st.text("The strongest nodes; choose a row")
-        node_table(nodes)
     exports(run, found.nodes, lambda: plots.features(nodes, edges, labels=known))
     st.subheader("Where this comes from", anchor=False)
     lines = ["import sae", "", f"circuit = sae.FeatureCircuit.load({str(run['path'])!r})"]

@@ -21,8 +21,8 @@ EXAMPLES = {
     "random": "Any tokens where it fires, drawn evenly",
 }  # fmt: skip
 FIFTHS = ("strongest fifth", "second fifth", "third fifth", "fourth fifth", "weakest fifth")
-NEIGHBOURS = {"cosine": "Latents that write alike (cosine of decoder rows)",
-              "correlation": "Latents that fire together (correlation over tokens)"}  # fmt: skip
+NEIGHBOURS = {"cosine": "Write alike (cosine of decoder rows)",
+              "correlation": "Fire together (correlation over tokens)"}  # fmt: skip
 
 
 def page() -> None:
@@ -47,9 +47,10 @@ def page() -> None:
     heading(run, dictionaries, latent, len(latents))
     if latent["dead"]:
         st.info("Dead: it fired on no token of the store.")
+        table = features.of(number)
     else:
-        dashboard(run, features, number)
-    exports(run, features.of(number), lambda: features.figure(number))
+        table = dashboard(run, features, number)
+    exports(run, table, lambda: features.figure(number))
     st.subheader("Where this comes from", anchor=False)
     path = str(run["path"])
     provenance(run, snippet=f"import sae\n\ntable = sae.features.Features.load({path!r})\ntable.of({number})")
@@ -85,30 +86,34 @@ def heading(run: dict[str, Any], dictionaries: list[dict[str, Any]], latent: pd.
     latent_links(run, number)
 
 
-def dashboard(run: dict[str, Any], features: Features, number: int) -> None:
+def dashboard(run: dict[str, Any], features: Features, number: int) -> pd.DataFrame:
+    """What the latent does; the examples shown."""
     left, right = st.columns([3, 2], gap="large")
     with left:
-        examples(features, number)
+        table = examples(features, number)
     with right:
         st.text("How strongly it fires")
-        figure = features.figure(number).update_layout(height=220)
+        figure = state.drawn(
+            lambda: features.figure(number).update_layout(height=220), run["path"], "features/latents.h5", of=number
+        )
         st.plotly_chart(figure, key="latent-histogram", config={"displayModeBar": False})
         logits(features, number)
         label_box(run, str(number))
-    for side, (by, meaning) in zip(st.columns(2, gap="large"), NEIGHBOURS.items(), strict=True):
-        with side:
-            st.text(f"{meaning}; choose a row")
-            neighbours(run["name"], features, number, by)
+        for side, (by, meaning) in zip(st.columns(2), NEIGHBOURS.items(), strict=True):
+            with side:
+                st.text(f"{meaning}; choose a row")
+                neighbours(run["name"], features, number, by)
+    return table
 
 
-def examples(features: Features, number: int) -> None:
-    """Texts in which it fires, on one scale."""
+def examples(features: Features, number: int) -> pd.DataFrame:
+    """Texts in which it fires, on one scale; as a table."""
     kind = st.radio("Examples", list(EXAMPLES), horizontal=True, key="example-kind")
     st.text(f"{EXAMPLES[kind]}; blue from 0, one scale for all")
     table = features.of(number, kind)
     if not len(table):
         st.text("None of this kind were kept.")
-        return
+        return table
     strips = [
         Strip(tokens=row["tokens"], values=row["values"], marked=int(row["token_index"]),
               head=f"{row['activation']:.2f}  "
@@ -117,6 +122,7 @@ def examples(features: Features, number: int) -> None:
         for row in table.to_dict("records")
     ]  # fmt: skip
     token_strips(strips, key="examples", label=f"{kind} examples of latent {number}")
+    return table
 
 
 def logits(features: Features, number: int) -> None:
@@ -124,7 +130,7 @@ def logits(features: Features, number: int) -> None:
     if not len(effects):
         st.text("Its site has no direct way to the logits.")
         return
-    st.text("Tokens that its decoder row raises and lowers, in logits for one unit of activation")
+    st.text("Tokens that its decoder row raises and lowers, in logits")
     effects = effects.assign(token=effects["text"].map(visible))
     format_ = {"effect": st.column_config.NumberColumn(format="%+.3f")}
     for side, name, rows in zip(

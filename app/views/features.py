@@ -103,7 +103,10 @@ def browse(run: dict[str, Any], features: Features) -> None:
             st.text(f"The first {SHOWN:,} are listed: order or search for others.")
     with right:
         st.text("How often they fire")
-        st.plotly_chart(plots.densities(latents, DENSE), key="densities", config={"displayModeBar": False})
+        figure = state.drawn(
+            lambda: plots.densities(latents, DENSE), run["path"], "features/latents.parquet", of="densities"
+        )
+        st.plotly_chart(figure, key="densities", config={"displayModeBar": False})
         dead, dense = int(latents["dead"].sum()), int((latents["density"] > DENSE).sum())
         st.text(f"{dead:,} dead: they fired on no token of the store.\n"
                 f"{dense:,} dense: they fire on more than {DENSE:.0%} of tokens.")  # fmt: skip

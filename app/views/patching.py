@@ -30,6 +30,8 @@ MEANING = {
     "trace": "trace: the subject's embeddings are noised, one state of the clean run is put back (Meng et al. 2022).",
     "path": "path: only what one sender tells the receiver is corrupted (Wang et al. 2022).",
 }
+WIDE = 16
+"""Positions beyond which a map takes the whole width of the page."""
 MOST_ROWS = 64
 """Components on a map at most, the strongest: more cannot be told apart."""
 
@@ -43,17 +45,24 @@ def page() -> None:
         return
     try:
         run = state.result(focus.run, patchings) if focus.run else patchings[0]
-        heading(run, patchings)
+        boxes = st.columns([6, 2, 2])
+        with boxes[0]:
+            told = {other["name"]: f"{other['name']} · {described(other)}" for other in patchings}
+            state.choose("Run", list(told), "run", run["name"], resets=("head", "pos", "method", "metric"),
+                         format_func=told.get)  # fmt: skip
         effects = state.effects(run["path"])
         pairs = state.prompts(run["path"])
     except state.UNREADABLE as error:
         state.problem("This run cannot be shown.", error)
         state.unfinished(focus.run, patchings)
         return
-    table = choices(focus, effects.rows)
+    table = choices(focus, effects.rows, boxes[1:])
+    heading(run, patchings, table["method"].iloc[0])
+    above = st.container() if table["position"].nunique() > WIDE else None
     left, right = st.columns([11, 9], gap="large")
-    with left:
+    with above or left:
         row = the_map(focus, table, effects.about.get("ticks"))
+    with left:
         the_prompts(focus, pairs, row, table)
         effects_of.all_rows(run, table, COLUMNS, "cells")
     with right:
@@ -72,15 +81,12 @@ def kind_of(method: str) -> str:
     return method.removesuffix("-atp")
 
 
-def heading(run: dict[str, Any], patchings: list[dict[str, Any]]) -> None:
-    """Which run; and the other maps of the same model and task, a click away."""
+def heading(run: dict[str, Any], patchings: list[dict[str, Any]], method: str) -> None:
+    """What was done; and the other maps of the same model and task, a click away."""
     config = run["config"]
-    told = {other["name"]: f"{other['name']} · {described(other)}" for other in patchings}
-    with st.columns([7, 5])[0]:
-        state.choose("Run", list(told), "run", run["name"], resets=("head", "pos", "method", "metric"),
-                     format_func=lambda name: told[name])  # fmt: skip
     status = "" if run.get("status") == "done" else f" · {run.get('status')}: not every cell may be there"
-    st.text(f"{run['model'].get('name', 'model not recorded')} · task {config.get('task', 'not recorded')}{status}")
+    st.text(f"{run['model'].get('name', 'model not recorded')} · task {config.get('task', 'not recorded')}{status}\n"
+            f"{MEANING.get(kind_of(method), '')}".rstrip())  # fmt: skip
     same = [
         other
         for other in patchings
@@ -103,15 +109,13 @@ def described(run: dict[str, Any]) -> str:
     return f"{config.get('site', 'path')}{f' by {by}' if by else ''}, {config.get('method', 'denoise')}"
 
 
-def choices(focus: state.Focus, table: pd.DataFrame) -> pd.DataFrame:
+def choices(focus: state.Focus, table: pd.DataFrame, boxes: list[Any]) -> pd.DataFrame:
     """Method and metric; the rows of both."""
-    boxes = st.columns([2, 2, 8], vertical_alignment="bottom")
     with boxes[0]:
         method = state.choose("Method", list(table["method"].unique()), "method", focus.method)
     with boxes[1]:
         metrics = list(table.loc[table["method"] == method, "metric"].unique())
         metric = state.choose("Metric", metrics, "metric", focus.metric)
-    boxes[2].text(MEANING.get(kind_of(method), ""))
     for asked, got in ((focus.method, method), (focus.metric, metric)):
         if asked not in (None, got):
             st.text(f'This run has no "{asked}"; showing {got}.')

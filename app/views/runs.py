@@ -15,7 +15,7 @@ from interp import plots
 
 SECTIONS = {"runs": "Runs", "saes": "Dictionaries", "stores": "Activation stores"}
 SHOWN = 20
-WIDTHS = [3, 4, 2, 2, 1]
+WIDTHS = [3, 5, 2, 1]
 COMPARED = ("ablate", "patch")
 PAGES = {state.ABLATION: "Open it on the page Ablation →", state.PATCHING: "Open it on the page Patching →",
          state.CIRCUIT: "Open it on the page Circuit →"}  # fmt: skip
@@ -74,17 +74,16 @@ def matches(run: dict[str, Any], wanted: str, kind: str, status: str) -> bool:
 def rows(results: list[dict[str, Any]]) -> None:
     if not results:
         return
-    for column, heading in zip(st.columns(WIDTHS), ("name", "what", "model", "started", "size"), strict=True):
+    for column, heading in zip(st.columns(WIDTHS), ("name", "what", "started", "size"), strict=True):
         column.caption(heading)
     for run in results:
-        name, what, model, started, size = st.columns(WIDTHS, vertical_alignment="center")
+        name, what, started, size = st.columns(WIDTHS, vertical_alignment="center")
         target, query = state.place(run)
         name.page_link(target, label=state.escape(run["name"]), query_params=query)
         mark = "" if run.get("status") == "done" else f" ({run.get('status')})"
         what.text(f"{summary(run)}{mark}")
-        model.text(str(run["model"].get("name", "")))
         started.text(when(run))
-        size.text(state.size_text(run["path"]))
+        size.text(state.size_text(run))
 
 
 def when(run: dict[str, Any]) -> str:
@@ -95,6 +94,7 @@ def summary(run: dict[str, Any]) -> str:
     """One line on what a result is: its kind and the settings that tell it from others."""
     config = run["config"]
     told = [config.get(key) for key in ("task", "components", "method", "architecture", "site", "sites", "sae")]
+    told = [*told, run["model"].get("name")]
     flat = [", ".join(map(str, item)) if isinstance(item, list) else str(item) for item in told if item]
     return " · ".join([str(run.get("kind")), *flat])
 
@@ -155,7 +155,7 @@ def one_result(focus: state.Focus) -> None:
     except state.InputError as error:
         state.problem("There is no such result.", error)
         return
-    st.text(f"{summary(run)} · {run.get('status')} · {state.size_text(run['path'])}")
+    st.text(f"{summary(run)} · {run.get('status')} · {state.size_text(run)}")
     target, query = state.place(run)
     if target in PAGES:
         st.page_link(target, label=PAGES[target], query_params=query)

@@ -24,6 +24,7 @@ MEASURES = {
     "kl": ("KL", "{:.3f}", "nats between the model's next token and that with the dictionary in it"),
 }
 """What metrics.json says of a dictionary, and how it is shown."""
+ORDER = ["name", "l0", "fvu", "dead", "architecture", "d_sae", "k", "site", "seed"]
 SETTINGS = ("architecture", "site", "d_sae", "k", "sparsity", "lr", "n_tokens")
 
 
@@ -55,7 +56,8 @@ def one(run: dict[str, Any], dictionaries: list[dict[str, Any]]) -> None:
     told = {d["name"]: d["name"] + ("" if d.get("status") == "done" else f" ({d.get('status')})") for d in dictionaries}
     state.choose("Dictionary", list(told), "sae", run["name"], resets=("feature",), format_func=lambda name: told[name])
     config = run["config"]
-    said = [f"{key} {config[key]}" for key in SETTINGS if config.get(key) is not None]
+    said = [f"{key} {config[key]:,}" if isinstance(config[key], int) else f"{key} {config[key]}"
+            for key in SETTINGS if config.get(key) is not None]  # fmt: skip
     st.text(" · ".join([str(run["model"].get("name", "model not recorded")), *said]))
     state.link(state.FEATURES, "Its features →", sae=run["name"], feature=None)
     measured(run)
@@ -70,7 +72,8 @@ def measured(run: dict[str, Any]) -> None:
     metrics = state.json_file(run["path"], "metrics.json")
     known = [key for key in MEASURES if isinstance(metrics.get(key), int | float)]
     if known:
-        for column, key in zip(st.columns(len(known)), known, strict=True):
+        columns = [column for _ in range(0, len(known), 3) for column in st.columns(3)]
+        for column, key in zip(columns, known, strict=False):
             label, form, meaning = MEASURES[key]
             column.metric(label, form.format(metrics[key]), help=meaning)
     elif run.get("status") == "running":
@@ -97,7 +100,8 @@ def log(run: dict[str, Any]) -> None:
     share = f" of {total:,} ({last['tokens'] / total:.0%})" if isinstance(total, int) and total else ""
     st.text(f"{int(last['tokens']):,} tokens{share}: loss {last['loss']:.4g}, FVU {last['fvu']:.3f}, "
             f"L0 {last['l0']:.1f}, dead {int(last['dead'])}")  # fmt: skip
-    st.plotly_chart(plots.training(lines), key="training", config={"displayModeBar": False})
+    figure = state.drawn(lambda: plots.training(lines), run["path"], "train_log.csv", of="log")
+    st.plotly_chart(figure, key="training", config={"displayModeBar": False})
     with st.expander("The log as a table"):
         st.dataframe(lines, hide_index=True, column_config=state.number_columns(lines))
 
@@ -124,11 +128,14 @@ def all_of_them(dictionaries: list[dict[str, Any]]) -> None:
         if (row := state.picked("frontier-table")) is not None:
             state.write_focus(sae=table["name"].iloc[row], feature=None)
 
-    figure = plots.frontier(table).update_layout(clickmode="event+select", dragmode=False)
+    figure = state.drawn(
+        lambda: plots.frontier(table).update_layout(clickmode="event+select", dragmode=False),
+        dictionaries[0]["path"], "run.json", of=tuple(table.itertuples(index=False, name=None)),
+    )  # fmt: skip
     st.plotly_chart(figure, key="frontier", on_select=pick, config={"displayModeBar": False})
     st.text("Lower and further left is better; click a point or choose a row")
     st.dataframe(table, key="frontier-table", on_select=pick_row, selection_mode="single-row", hide_index=True,
-                 column_config=state.number_columns(table))  # fmt: skip
+                 column_order=ORDER, column_config=state.number_columns(table))  # fmt: skip
 
 
 def finished(dictionaries: list[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:

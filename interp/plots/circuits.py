@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, ORANGE, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, ORANGE, RED
 from interp.plots.labels import escaped
 
 MOST_EDGES = 150
@@ -64,8 +64,8 @@ def circuit(
     used = [node for node in dict.fromkeys([*nodes, *ends]) if node in {*kept["sender"], *ends, *pinned}]
     at = [place(node, *shape) for node in used]
     figure.add_scatter(
-        x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="top center", showlegend=False,
-        text=[escaped(f"{node} {labels.get(node, '')}".strip()) for node in used], hoverinfo="text",
+        x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="middle right", showlegend=False,
+        text=[escaped(f" {node} {labels.get(node, '')}".rstrip()) for node in used], hoverinfo="text",
         marker={"size": [22 if node == selected else 14 for node in used], "opacity": 1,
                 "color": [ORANGE if node in pinned else GREY for node in used]},
         customdata=used,
@@ -135,7 +135,7 @@ def _counted(total: int, drawn: int) -> str:
 
 def _laid_out(figure: go.Figure, title: str, height: int, key: str) -> go.Figure:
     return figure.update_layout(
-        title=title, height=height, plot_bgcolor="white", hovermode="closest", clickmode="event+select", dragmode=False,
+        title=title, height=height, plot_bgcolor=CLEAR, hovermode="closest", clickmode="event+select", dragmode=False,
         xaxis={"visible": False, "fixedrange": True}, yaxis={"visible": False, "fixedrange": True},
         margin={"l": 20, "r": 20, "t": 50, "b": 50},
         annotations=[{"text": key, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -35, "xanchor": "left",
@@ -162,8 +162,8 @@ def curve(rows: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x:.1%} of the edges (%{text} in the circuit): %{y:.3f}<extra></extra>",
         )  # fmt: skip
     figure.add_hline(y=1, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
-    figure.update_layout(plot_bgcolor="white", height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
-    figure.update_xaxes(title="share of the edges", type="log", tickformat=".1%")
+    figure.update_layout(plot_bgcolor=CLEAR, height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
+    figure.update_xaxes(title="share of the edges", type="log", tickvals=[0.001, 0.01, 0.1, 1], tickformat="~%")
     figure.update_yaxes(title="faithfulness: 0 no edge, 1 the model")
     return figure
 
@@ -181,7 +181,7 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
         x=ends, y=ends, mode="lines", line={"color": RED, "width": 1}, hoverinfo="skip", showlegend=False
     )
     figure.update_layout(
-        title=f"{len(table)} {what}s: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor="white", height=380,
+        title=f"{len(table)} {what}s: Spearman {spearman:.2f}, Pearson {pearson:.2f}", plot_bgcolor=CLEAR, height=380,
         xaxis_title=f"exact: how much worse without the {what}", yaxis_title="estimate",
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
     )  # fmt: skip
@@ -213,7 +213,7 @@ def features(
         x=[at[node][0] for node in names], y=[at[node][1] for node in names], mode="markers+text", showlegend=False,
         marker={"size": 8 + 20 * size**0.5, "color": np.where(nodes["score"] >= 0, RED, BLUE),
                 "symbol": np.where(nodes["kind"] == "error", "triangle-up", "circle"),
-                "opacity": 1, "line": {"width": [4 if node == selected else 1 for node in names], "color": "white"}},
+                "opacity": 1, "line": {"width": [4 if node == selected else 0 for node in names], "color": ORANGE}},
         text=[escaped(labels.get(node, "")) for node in names], textposition="bottom center", customdata=names,
         hovertext=[escaped(f"{row.node}: {row.score:+.3g}") for row in nodes.itertuples()], hoverinfo="text",
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import GREY, RED
+from interp.plots.colours import CLEAR, GREY, RED
 from interp.plots.labels import escaped
 
 
@@ -31,6 +31,6 @@ def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
     unit, n = escaped(str(table["metric"].iloc[0])), int(table["n"].max())
     return figure.update_layout(
         title=f"effects on {unit}, the same {n} prompts; red: they differ (q < .05)", height=480,
-        xaxis_title=escaped(names[1]), yaxis_title=escaped(names[0]), plot_bgcolor="white",
+        xaxis_title=escaped(names[1]), yaxis_title=escaped(names[0]), plot_bgcolor=CLEAR,
         margin={"t": 50, "l": 60, "r": 20, "b": 50},
     )  # fmt: skip

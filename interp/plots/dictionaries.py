@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, RED
 
 
 def frontier(table: pd.DataFrame) -> go.Figure:
@@ -74,5 +74,5 @@ def densities(latents: pd.DataFrame, dense: float) -> go.Figure:
     return figure.update_layout(
         title={"text": f"{len(alive):,} latents alive, {len(latents) - len(alive):,} dead; red: dense",
                "font": {"size": 13}},
-        yaxis_title="latents", height=240, bargap=0, plot_bgcolor="white", margin={"t": 40, "l": 50, "r": 10, "b": 45},
+        yaxis_title="latents", height=240, bargap=0, plot_bgcolor=CLEAR, margin={"t": 40, "l": 50, "r": 10, "b": 45},
     )  # fmt: skip

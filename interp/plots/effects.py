@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, RED, WHITE
+from interp.plots.colours import BLUE, CLEAR, RED, WHITE
 from interp.plots.labels import escaped, short
 
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
@@ -261,7 +261,7 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     figure = go.Figure(bars)
     figure.update_layout(
         title=_title(table), xaxis_title=_near(f"effect on {escaped(str(table['metric'].iloc[0]))}"),
-        yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
+        yaxis={"autorange": "reversed"}, plot_bgcolor=CLEAR, height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure

@@ -20,6 +20,8 @@ def visible(text: str) -> str:
         return "∅"
     if set(text) == {" "}:
         return "·" * len(text)
+    if text.isprintable():
+        return text
     return "".join(_shown(character) for character in text)
 
 
