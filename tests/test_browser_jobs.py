@@ -77,10 +77,8 @@ def test_the_exports_of_a_page_are_the_figure_of_a_notebook(page, address, tmp_p
         page.get_by_role("button", name="Export CSV").click()
     assert len(Path(waiting.value.path()).read_text().splitlines()) == len(effects.table()) + 1
     page.get_by_text("Export PNG").click()
-    camera = (
-        page.get_by_test_id("stExpander").filter(has_text="Export PNG").locator(".modebar-btn[data-title*='png' i]")
-    )
-    page.get_by_test_id("stExpander").filter(has_text="Export PNG").locator(".plot-container").hover()
+    shown = page.get_by_test_id("stExpander").filter(has_text="Export PNG")
+    shown.locator(".plot-container").hover()
     with page.expect_download() as waiting:
         shown.locator(".modebar-btn[data-title*='png' i]").click()
     assert waiting.value.suggested_filename == "old.png"
