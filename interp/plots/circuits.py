@@ -107,7 +107,7 @@ def _edges(lines: Sequence[Line]) -> list[go.Scatter]:
         points = np.concatenate(parts)
         traces.append(go.Scatter(
             x=points[:, 0], y=points[:, 1], mode="lines", line={"color": colour, "width": width, "dash": dash},
-            opacity=0.65 if clear else 0.1, hoverinfo="skip", showlegend=False,
+            opacity=0.8 if clear else 0.12, hoverinfo="skip", showlegend=False,
         ))  # fmt: skip
     hidden = {"marker": {"opacity": 0}}
     return [*traces, go.Scatter(
