@@ -37,6 +37,11 @@ def models() -> dict[str, str]:
     return found
 
 
+def label_of(run: dict[str, Any]) -> str | None:
+    """The label of the model that a result was made with."""
+    return next((label for label, name in models().items() if name == run["model"].get("name")), None)
+
+
 def model(label: str) -> Model:
     """The model of that label. UnknownModel, with the nearest labels; what `interp.load_model` raises."""
     known = models()

@@ -44,7 +44,7 @@ def asked(focus: state.Focus, here: str) -> Asked | None:
         except state.UNREADABLE as error:
             state.problem("The prompts of this run cannot be read.", error)
     labels = live.models()
-    own = next((label for label, name in labels.items() if run and name == run["model"].get("name")), None)
+    own = live.label_of(run) if run else None
     left, right = st.columns([1, 4])
     with left:
         model = state.choose("Model", list(labels), "model", focus.model or own or "bundled")

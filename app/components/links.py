@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import state
+from app import live, state
 
 
 def links(run: dict[str, Any], component: str, *, here: str) -> None:
@@ -60,7 +60,8 @@ def _has(config: dict[str, Any], component: str) -> bool:
 def latent_links(run: dict[str, Any], latent: int, strongest: float) -> None:
     """Where else a latent can be looked at: in a text of one's own, by steering with it (held at its `strongest`
     activation), among the others, and in the circuits of latents that have it."""
-    clear: dict[str, Any] = dict.fromkeys(("run", "prompt", "head", "pos", "metric", "model"))
+    clear: dict[str, Any] = dict.fromkeys(("run", "prompt", "head", "pos", "metric"))
+    clear["model"] = live.label_of(run)
     with st.container(horizontal=True):
         state.link(state.PROMPT, "Test a text →", **clear, sae=run["name"], feature=latent, method="latent")
         push = f"{run['name']}/{latent}={strongest:.3g}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -28,7 +26,7 @@ LENS = {
     "prob": "probability of the token that comes",
     "kl": "KL(output || lens)",
 }
-N_LATENTS = 15
+N_LATENTS, N_LINKS = 100, 8
 
 
 def page() -> None:
@@ -177,20 +175,12 @@ def _latents(focus: state.Focus, chosen: Asked, position: int) -> None:
         state.problem("The dictionary cannot read this.", error)
         return
     here = fired[fired["position"] == position]
-    st.text(f"{len(here)} latents of {name} fire at position {position}; pick a row to look at one")
+    st.text(f"{len(here)} latents of {name} fire at position {position}; the strongest:")
+    with st.container(horizontal=True, gap="small"):
+        for row in here.head(N_LINKS).itertuples():
+            state.link(state.FEATURE, f"{row.latent}: {row.activation:.2f}", sae=name, feature=row.latent, method=None)
     table = here[["latent", "activation"]].head(N_LATENTS)
-    picked = st.dataframe(
-        table, hide_index=True, on_select="rerun", selection_mode="single-row", key=f"firing-{name}-{position}",
-        column_config=state.number_columns(table),
-    )  # fmt: skip
-    chosen_rows: list[Any] = picked["selection"]["rows"]
-    if chosen_rows and chosen_rows[0] < len(table):
-        latent = int(table.iloc[chosen_rows[0]]["latent"])
-        with st.container(horizontal=True):
-            state.link(state.FEATURE, f"Latent {name}/{latent} →", sae=name, feature=latent)
-            state.link(state.PROMPT, "Colour the text by it", sae=name, feature=latent, method="latent")
-            state.link(state.STEER, "Steer with it →", sae=name, feature=latent,
-                       edit=f"{name}/{latent}={2 * table.iloc[chosen_rows[0]]['activation']:.3g}")  # fmt: skip
+    st.dataframe(table, hide_index=True, height=250, column_config=state.number_columns(table))
 
 
 page()
