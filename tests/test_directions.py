@@ -196,7 +196,8 @@ def test_saved_and_loaded_it_is_the_same_and_of_its_model(tiny_model, make_model
     found.save(tmp_path)
     again = Direction.load(tmp_path, tiny_model)
     assert torch.equal(again.vector, found.vector) and torch.equal(again.shuffled, found.shuffled)
-    assert again.table().equals(found.table()) and again.about == found.about and repr(again) == repr(found)
+    assert again.table().equals(found.table()) and again.examples.equals(found.examples)
+    assert again.about == found.about and repr(again) == repr(found)
     assert list(load_file(tmp_path / "direction.safetensors")) == ["direction"]
     with pytest.raises(WrongModel, match='"glad" was found in'):
         Direction.load(tmp_path, make_model("llama"))

@@ -109,7 +109,7 @@ class Direction:
 
     def _edits(self, operator: str, number: int | float, sites: str | Sequence[str] | None) -> dict[str, Edit]:
         given = [self.site] if sites is None else [sites] if isinstance(sites, str) else sites
-        return {site: edit_of([(Along(site, self.vector), Spec(self.name, operator, number))]) for site in given}
+        return {site: edit_of([(Along(site, self.vector), Spec(self.name, operator, float(number)))]) for site in given}
 
     def save(self, path: str | Path) -> None:
         """direction.safetensors (the tensor "direction"), direction.json, examples.parquet, sites.parquet and
@@ -131,9 +131,12 @@ class Direction:
         if not (path / "direction.json").is_file():
             raise MissingFile(f"no direction.json in {path}: make one with interp direction find.")
         said = json.loads((path / "direction.json").read_text(encoding="utf-8"))
+        examples = pd.read_parquet(path / "examples.parquet")
+        if "tokens" in examples:
+            examples["tokens"] = examples["tokens"].map(np.ndarray.tolist)
         found = cls(
             load_file(path / "direction.safetensors")["direction"], said["threshold"], said["site"], said["name"],
-            said["method"], pd.read_parquet(path / "examples.parquet"), pd.read_parquet(path / "sites.parquet"),
+            said["method"], examples, pd.read_parquet(path / "sites.parquet"),
             load_file(path / "controls.safetensors")["shuffled"], said["about"],
         )  # fmt: skip
         if model is not None:

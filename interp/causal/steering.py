@@ -43,11 +43,11 @@ GAPS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Question:
-    """Prompts, and the tokens that would be one way and the other way of going on after each; -1 fills up."""
+    """Prompts, and the tokens that would be one way of going on after each, and the other way."""
 
     tokens: list[list[int]]
-    toward: Int[Tensor, "prompt few"]
-    away: Int[Tensor, "prompt few"]
+    toward: Int[Tensor, "prompt _"]
+    away: Int[Tensor, "prompt _"]
 
     @classmethod
     def of(
@@ -101,12 +101,12 @@ class Question:
     def words(
         self, model: Model, edits: Mapping[str, Edit], new_tokens: int, seed: int
     ) -> Float[np.ndarray, " prompt"]:
-        """Tokens of `toward` minus tokens of `away` in a sampled continuation; of the same random numbers each time."""
+        """Tokens of `toward` minus tokens of `away` in the first continuation that `generate` samples so."""
         counts, sampling = np.zeros(len(self.tokens)), Sampling(new_tokens, seed=seed)
         lengths = np.array([len(row) for row in self.tokens])
         for length in np.unique(lengths):
             mine = np.flatnonzero(lengths == length)
-            draws = [np.random.default_rng([seed, number]) for number in mine.tolist()]
+            draws = [np.random.default_rng([seed, number, 0]) for number in mine.tolist()]
             prompts = torch.tensor([self.tokens[number] for number in mine])
             for step in stream(model, prompts, sampling, edits=edits, beside=False, draws=draws):
                 new = step.tokens[:, None]
@@ -223,10 +223,10 @@ def dose_response(
     return DoseResponse(pd.concat(pieces, ignore_index=True).sort_values("strength", kind="stable"), about)
 
 
-def _said(model: Model, side: Int[Tensor, "prompt few"]) -> str:
+def _said(model: Model, side: Int[Tensor, "prompt _"]) -> str:
     """The tokens of a side, where they are the same after every prompt."""
     same = bool((side == side[:1]).all())
-    return ", ".join(f'"{text}"' for text in model.token_text(side[0])) if same else "each prompt's own"
+    return ", ".join(f'"{text}"' for text in model.token_text(side[0].tolist())) if same else "each prompt's own"
 
 
 def removal(

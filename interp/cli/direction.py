@@ -135,8 +135,8 @@ def test(
     model: options.ModelName = "bundled",
     task: Annotated[str | None, typer.Option(help="Prompts; those of the direction's own task, others drawn.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="In place of a task: a text file, a prompt a line.")] = None,
-    toward: Annotated[str | None, typer.Option(help="Tokens to go toward, with commas, e.g. ' she, her'.")] = None,
-    away: Annotated[str | None, typer.Option(help="Tokens to go away from, e.g. ' he, his'.")] = None,
+    toward: Annotated[str | None, typer.Option(help="Tokens to go toward, with commas, e.g. 'she, her'.")] = None,
+    away: Annotated[str | None, typer.Option(help="Tokens to go away from, e.g. 'he, his'.")] = None,
     strengths: Annotated[str | None, typer.Option(help="In the stream's unit, with commas; -2 to 2 gaps.")] = None,
     site: Annotated[str | None, typer.Option(help="Where it is pushed; where it was found if not given.")] = None,
     new_tokens: Annotated[int, typer.Option(help="Count the words in continuations of so many tokens too.")] = 0,
@@ -170,8 +170,8 @@ def test(
     asked = _asked(direction, loaded, task, prompts, n, seed)
     sites = None if site is None else site.split(",")
     dose = interp.dose_response(
-        loaded, direction, asked, strengths=doses, toward=_words(toward), away=_words(away), sites=sites,
-        new_tokens=new_tokens, n_random=n_random, seed=seed, progress=True,
+        loaded, direction, asked, strengths=doses, toward=_words(loaded, toward), away=_words(loaded, away),
+        sites=sites, new_tokens=new_tokens, n_random=n_random, seed=seed, progress=True,
     )  # fmt: skip
     of_a_task = prompts is None and asked.has_wrong
     removal = steering.removal(loaded, direction, asked, sites=sites, seed=seed) if of_a_task else None
@@ -235,9 +235,12 @@ def _numbers(text: str | None) -> list[float] | None:
         raise InputError(f'strengths "{text}" given: numbers with commas, e.g. -8,-4,4,8.') from None
 
 
-def _words(text: str | None) -> list[str]:
-    """`" she, her"` as `[" she", " her"]`: each begins a word, with the space before it."""
-    return [f" {part.strip()}" for part in text.split(",")] if text else []
+def _words(model: Model, text: str | None) -> list[str]:
+    """`"she, her"` as `[" she", " her"]`, with the space before a word; without it where the tokenizer adds its own."""
+    from interp.data.wording import Words
+
+    words = [part.strip() for part in text.split(",")] if text else []
+    return [f" {word}" if Words(model).is_single(word) else word for word in words]
 
 
 def _say_test(dose: DoseResponse, tables: dict[str, pd.DataFrame]) -> None:

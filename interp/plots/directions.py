@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from interp.decoder.sites import short
 from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.labels import escaped
 
 _BESIDE = {"random": "rgb(150,155,165)", "shuffled": "rgb(190,150,90)"}
 _MEASURES = {"log_odds": "log P({toward})/P({away})", "kl": "the next token, KL(unchanged ‖ changed)",
@@ -29,7 +29,7 @@ def projections(examples: pd.DataFrame, threshold: float, row: Mapping[str, Any]
         for name, colour in zip(names, (RED, BLUE), strict=True):
             mine = examples[(examples["set"] == name) & (examples["held_out"] == held_out)]
             figure.add_histogram(
-                x=mine["projection"], xbins=bins, marker={"color": colour}, opacity=0.6, name=_safe(name),
+                x=mine["projection"], xbins=bins, marker={"color": colour}, opacity=0.6, name=escaped(name),
                 showlegend=held_out, row=part, col=1,
             )  # fmt: skip
         n = int((examples["held_out"] == held_out).sum())
@@ -37,16 +37,12 @@ def projections(examples: pd.DataFrame, threshold: float, row: Mapping[str, Any]
     figure.add_vline(x=threshold, line={"color": GREY, "width": 1, "dash": "dash"})
     interval = f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
     figure.update_layout(
-        title=_safe(f"{row['site']}: {row['accuracy']:.1%} of the held-out examples on the right side {interval}"),
+        title=escaped(f"{row['site']}: {row['accuracy']:.1%} of the held-out examples on the right side {interval}"),
         barmode="overlay", plot_bgcolor="white", height=420, margin={"l": 70, "r": 20, "t": 50, "b": 80},
         legend={"orientation": "h", "y": -0.18, "x": 1, "xanchor": "right"},
         xaxis2_title="projection on the direction, in the stream's unit",
     )  # fmt: skip
     return figure
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=False)
 
 
 def by_site(sites: pd.DataFrame) -> go.Figure:
@@ -57,7 +53,7 @@ def by_site(sites: pd.DataFrame) -> go.Figure:
     for kind, dash in zip(kinds.unique(), ("solid", "dash", "dot", "dashdot") * 2, strict=False):
         rows = sites[kinds == kind]
         figure.add_scatter(
-            x=rows["layer"], y=rows["accuracy"], mode="lines+markers", name=_safe(kind or rows["site"].iloc[0]),
+            x=rows["layer"], y=rows["accuracy"], mode="lines+markers", name=escaped(kind or rows["site"].iloc[0]),
             line={"color": RED, "dash": dash}, text=rows["site"],
             error_y={"type": "data", "symmetric": False, "array": rows["ci_high"] - rows["accuracy"],
                      "arrayminus": rows["accuracy"] - rows["ci_low"]},
@@ -98,10 +94,10 @@ def dose_response(rows: pd.DataFrame, about: Mapping[str, Any]) -> go.Figure:
     sites = ", ".join(map(short, about["sites"]))
     what = _MEASURES[measure].format(toward=about["toward"], away=about["away"])
     figure.update_layout(
-        title={"text": _safe(f"{about['direction']}, pushed at {sites}; {rows['n'].iloc[0]} prompts"), "y": 0.97},
+        title={"text": escaped(f"{about['direction']}, pushed at {sites}; {rows['n'].iloc[0]} prompts"), "y": 0.97},
         plot_bgcolor="white", height=420, margin={"l": 70, "r": 20, "t": 90, "b": 100},
         legend={"orientation": "h", "y": -0.22}, xaxis_title="strength of the push, in the stream's unit",
-        yaxis_title=_safe(f"change of {what}"),
+        yaxis_title=escaped(f"change of {what}"),
         xaxis2={"overlaying": "x", "side": "top", "matches": "x", "tickvals": strengths.tolist(), "title": "gaps",
                 "ticktext": [f"{strength / gap:+.2g}" for strength in strengths], "showgrid": False},
     )  # fmt: skip
