@@ -158,14 +158,10 @@ def written(
     label: str, tokens: Sequence[int], sampling: Sampling, specs: str, **settings: Any
 ) -> Iterator[tuple[int, str, Step]]:
     """A continuation as it comes: token id, its text, the step."""
-    import numpy as np
-    import torch
-
     from interp.decoder.generation import stream
 
-    loaded, draws = model(label), [np.random.default_rng([sampling.seed, 0, 0])]  # those of interp.generate
-    text = torch.tensor([list(tokens)])
-    for step in stream(loaded, text, sampling, edits=edits(label, specs), draws=draws, **settings):
+    loaded = model(label)
+    for step in stream(loaded, [list(tokens)], sampling, edits=edits(label, specs), **settings):
         token = int(step.tokens[0])
         if token >= 0:
             yield token, loaded.token_text([token])[0], step

@@ -122,9 +122,9 @@ def _report(path: Path, found: Direction) -> None:
         "shares of held-out examples on the right side of the threshold, with its 95% interval; 1 is perfect, .5 "
         "chance. The gap is the distance between the two sets' means along the direction."
     )
-    parts = [f"<p>{reports.escape.escape(text)}</p>", found.figure().to_html(full_html=False, include_plotlyjs=False)]
+    parts = [f"<p>{reports.escape.escape(text)}</p>", reports.drawn(found.figure(), path.name)]
     if len(found.sites) > 1:
-        parts.append(found.sites_figure().to_html(full_html=False, include_plotlyjs=False))
+        parts.append(reports.drawn(found.sites_figure(), path.name))
     parts.append(reports.table_html(found.table()))
     runs.write_text(path / "report.html", reports.page(path.name, parts, runs.read(path), found.about.get("task")))
 
@@ -271,7 +271,7 @@ def _test_report(path: Path, dose: DoseResponse, tables: dict[str, pd.DataFrame]
 
     parts = []
     for measure in dose.table()["measure"].unique():
-        parts.append(dose.figure(measure).to_html(full_html=False, include_plotlyjs=False))
+        parts.append(reports.drawn(dose.figure(measure), path.name))
     titles = {"removal": "The task without the direction", "perplexity": "Perplexity of other text"}
     for key, table in tables.items():
         parts += [f"<h2>{titles[key]}</h2>", reports.table_html(table)]

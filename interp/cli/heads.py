@@ -178,7 +178,7 @@ def _report(found: _Found, path: Path) -> str:
     from interp.lenses.heads import SCORES
 
     def drawn(figure: Any) -> str:
-        return figure.to_html(full_html=False, include_plotlyjs=False)
+        return reports.drawn(figure, path.name)
 
     scores, best = found.scores, found.scores.top("induction", 1).component.iloc[0]
     parts = [f"<p>{html.escape(_sentence(scores))}</p>"]

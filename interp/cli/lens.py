@@ -282,5 +282,5 @@ def _report(path: Path, said: str, figures: list[Any], rows: Any) -> None:
     from interp import reports
 
     parts = [f"<p>{html.escape(' '.join(said.split()))}</p>"]
-    parts += [figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures]
+    parts += [reports.drawn(figure, path.name) for figure in figures]
     runs.write_text(path / "report.html", reports.page(path.name, [*parts, reports.table_html(rows)], runs.read(path)))
