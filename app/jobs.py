@@ -227,16 +227,19 @@ def set_at_a_time(workspace: Path, number: int) -> None:
     advance(workspace)
 
 
-def advance(workspace: Path) -> None:
-    """Start what waits, oldest first, while fewer run than may. Any session calls it, and each job that ends."""
+def advance(workspace: Path) -> list[Job]:
+    """Start what waits, oldest first, while fewer run than may; the jobs, newest first. Any session calls it, and each
+    job that ends."""
     if not folder_of(workspace).is_dir():
-        return
+        return []
     with _queue(workspace):
         jobs = listing(workspace)
         free = at_a_time(workspace) - sum(job.status == "running" for job in jobs)
         waiting = sorted((job for job in jobs if job.status == "queued"), key=lambda job: job.queued)
-        for job in waiting[: max(0, free)]:
+        started = waiting[: max(0, free)]
+        for job in started:
             _start(job)
+        return [read(job.folder) if job in started else job for job in jobs]
 
 
 def dry_run(command: list[str], seconds: float = 120) -> str:

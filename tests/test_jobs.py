@@ -204,7 +204,7 @@ def test_a_value_is_never_a_flag_and_a_file_has_its_whole_path(workspace):
 
 
 def test_the_form_shows_the_command_and_queues_it(workspace, monkeypatch):
-    monkeypatch.setattr(jobs, "advance", lambda workspace: None)  # nothing is started
+    monkeypatch.setattr(jobs, "advance", jobs.listing)  # nothing is started
     at = opened("jobs")
     assert "No job yet" in texts(at)
     at = opened("jobs", form="ablate")

@@ -18,7 +18,7 @@ from interp import reports
 
 
 def exports(run: dict[str, Any], table: pd.DataFrame, figure: Callable[[], go.Figure] | None = None) -> None:
-    """A row of buttons: CSV, JSON and, where the page has a `figure`, HTML and PNG."""
+    """Buttons: CSV, JSON and, where the page has a `figure`, HTML and PNG."""
     name = run["name"]
     with st.container(horizontal=True):
         st.download_button("Export CSV", lambda: table.to_csv(index=False), f"{name}.csv", "text/csv",
@@ -28,7 +28,7 @@ def exports(run: dict[str, Any], table: pd.DataFrame, figure: Callable[[], go.Fi
             return
         st.download_button("Export HTML", lambda: as_html(figure(), run), f"{name}.html", "text/html",
                            on_click="ignore")  # fmt: skip
-        picture = st.popover("Export PNG", on_change="rerun", key="export-picture")
+    picture = st.expander("Export PNG", on_change="rerun", key="export-picture")
     if picture.open:
         with picture:
             st.text("The camera at the upper right of the figure saves it, at three times this size.")

@@ -32,12 +32,11 @@ MEANS = {
 
 def page() -> None:
     focus = state.read_focus()
-    jobs.advance(state.workspace())
+    found = jobs.advance(state.workspace())
     if focus.job:
         one_job(focus.job)
         return
     st.title("Jobs", anchor=False)
-    found = jobs.listing(state.workspace())
     repeating(queue, found)
     st.subheader("Start a job", anchor=False)
     job_form(focus)
@@ -58,8 +57,7 @@ def repeating(show: Callable[[], bool], found: list[jobs.Job]) -> None:
 def queue() -> bool:
     """The jobs, newest first; whether any is active."""
     root = state.workspace()
-    jobs.advance(root)
-    found = jobs.listing(root)
+    found = jobs.advance(root)
     if not found:
         st.text("No job yet: what is started below runs in the background, and goes on when this page is closed.")
         return False
