@@ -129,7 +129,7 @@ def test_a_row_of_the_table_opens_its_latent_and_back_returns(page, address):
     page.goto(f"{address}/features?sae=demo")
     heading(page, "Features").wait_for()
     table = page.get_by_test_id("stDataFrame").first
-    table.wait_for()
+    table.get_by_text("300").first.wait_for(state="attached")  # the rows are there for a screen reader, so for a click
     table.click(position={"x": 15, "y": 35 + 34 * 2 + 17})
     heading(page, "demo/2").wait_for()
     page.wait_for_url("**/feature?sae=demo&feature=2")

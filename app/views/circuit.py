@@ -216,7 +216,8 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
         st.text("faithfulness: 1 all, 0 nothing; completeness: 0, nothing is left without it")
         if (run["path"] / "verdict.parquet").exists():
             rows = state.table(run["path"], "verdict.parquet")
-            st.dataframe(rows, hide_index=True, column_config=state.number_columns(rows))
+            order = ["measure", "errors", *(name for name in rows if name not in ("measure", "errors"))]
+            st.dataframe(rows, hide_index=True, column_order=order, column_config=state.number_columns(rows))
         else:
             st.text("Not measured yet: it appears when the run has judged its circuit.")
     exports(run, found.nodes, lambda: plots.features(nodes, edges, labels=known))
@@ -244,7 +245,11 @@ def one_latent(run: dict[str, Any], row: pd.Series, edges: pd.DataFrame) -> None
     st.text(f"{what}, at {row['site']}")
     links(run, node, here=state.CIRCUIT)
     touching = edges[(edges["sender"] == node) | (edges["receiver"] == node)]
-    st.dataframe(touching, hide_index=True, height=200, column_config=state.number_columns(touching))
+    if len(touching):
+        st.dataframe(touching, hide_index=True, height=min(200, 38 + 35 * len(touching)),
+                     column_config=state.number_columns(touching))  # fmt: skip
+    else:
+        st.text("None of its edges was scored.")
     label_box(run, node)
 
 
