@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from interp.errors import InputError, UnknownModel, nearest
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def site_of(direction: str) -> str:
     """Where a direction of the workspace was found, in short."""
     from interp.decoder.sites import short
 
-    said = state.json_file(state.result(direction, state.results("runs"))["path"], "direction.json")
+    said = readers.json_file(state.result(direction, state.results("runs"))["path"], "direction.json")
     return short(str(said["site"]))
 
 

@@ -1,4 +1,4 @@
-"""What the app is looking at: the workspace it was started on, the Focus in the URL, and cached readers of files.
+"""What the app is looking at: the workspace it was started on, its results, and the Focus in the URL.
 
 A result is named by its folder's name; a name with a separator or `..` in it, and a folder or file that leads out of
 the workspace through a link, are not there as far as the app can see.
@@ -7,13 +7,12 @@ the workspace through a link, are not there as far as the app can see.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,16 +23,10 @@ import streamlit as st
 
 from app import files
 from interp import runs
-from interp.causal.circuits import Circuit
-from interp.causal.effects import Effects
-from interp.errors import InputError, MissingFile, UnknownName, nearest
-from interp.plots.labels import visible
-from sae.circuits import FeatureCircuit
-from sae.features import Features
-from sae.logs import frontier
+from interp.errors import InputError, UnknownName, nearest
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    pass
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -231,7 +224,7 @@ def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dic
     for part in runs.FOLDERS:
         if (root / part).is_dir():
             with os.scandir(root / part) as entries:
-                stamps += [(part, entry.name, *_stamp(f"{entry.path}/run.json")) for entry in entries]
+                stamps += [(part, entry.name, *stamp(f"{entry.path}/run.json")) for entry in entries]
     return [
         run
         for run in _listing(str(root), tuple(sorted(stamps)))
@@ -239,7 +232,7 @@ def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dic
     ]
 
 
-def _stamp(path: str | Path) -> tuple[int, ...]:
+def stamp(path: str | Path) -> tuple[int, ...]:
     """What changes when a file does; nothing where there is none."""
     try:
         at = os.stat(path)
@@ -266,100 +259,6 @@ def result(name: str, among: list[dict[str, Any]]) -> dict[str, Any]:
         near = nearest(name, named)
         raise UnknownName(f'no "{name}" in this workspace.' + (f" Nearest: {near}." if near else ""))
     return named[name]
-
-
-def effects(folder: Path) -> Effects:
-    """The effects of a run; the same object until a file of theirs changes."""
-    return _cached(Effects.load, folder, "effects.parquet", "effects.h5")
-
-
-def comparison(folder: Path, other: Path) -> pd.DataFrame:
-    """`Effects.compare` of two runs; the same object until a file of theirs changes."""
-    first, second = effects(folder), effects(other)
-    stamps = tuple(_stamp(path / name) for path in (folder, other) for name in ("effects.parquet", "effects.h5"))
-    return _load(lambda _: first.compare(second), str(folder), (str(other), "comparison"), stamps)
-
-
-def features(folder: Path) -> Features:
-    """What the latents of a dictionary do; the same object until a file changes."""
-    return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
-
-
-def readable(features: Features) -> pd.DataFrame:
-    """The table of latents with `top_token`, its text as it can be shown; the same object until a file changes."""
-    text = features.latents["top_token_text"]
-    return _cached(
-        lambda _: features.latents.assign(top_token=text.fillna("").map(visible)), features.folder,
-        "features/latents.parquet",
-    )  # fmt: skip
-
-
-def prompts(folder: Path) -> list[dict[str, Any]]:
-    """The prompt pairs a run used, in the order of its effects; none where it kept no file."""
-    if not (folder / "prompts.jsonl").exists():
-        return []
-    return _cached(_read_jsonl, folder, "prompts.jsonl")
-
-
-def circuit(folder: Path) -> Circuit:
-    """The circuit of a run; the same object until its file changes."""
-    return _cached(Circuit.load, folder, "circuit.json")
-
-
-def feature_circuit(folder: Path) -> FeatureCircuit:
-    """The circuit of latents of a run; the same object until a file changes."""
-    return _cached(FeatureCircuit.load, folder, "feature_circuit.json", "nodes.parquet", "edges.parquet")
-
-
-def table(folder: Path, name: str) -> pd.DataFrame:
-    """A parquet or CSV file of a result; the same object until it changes: not to be written to."""
-    return _cached(lambda path: (pd.read_csv if name.endswith(".csv") else pd.read_parquet)(path / name), folder, name)
-
-
-def frontier_row(folder: Path) -> pd.DataFrame:
-    """A dictionary's row of `sae.frontier`; the same object until its files change."""
-    return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
-
-
-def json_file(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a result; empty where there is none."""
-    path = inside(folder / name)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_jsonl(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def drawn(make: Callable[[], Figure], folder: Path, *names: str, of: Hashable) -> Figure:
-    """A figure `of` something in files of a result; the same object until a file changes."""
-    return _cached(lambda _: make(), folder, *names, of=of)
-
-
-def _cached(load: Callable[[Path], Any], folder: Path, *names: str, of: Hashable = None) -> Any:
-    stamps = []
-    for name in names:
-        stamp = _stamp(inside(folder / name))
-        if not stamp:
-            raise MissingFile(f"{folder.name} has no {name}.")
-        stamps.append(stamp)
-    load_ = _load if of is None else _draw
-    return load_(load, str(folder), names, tuple(stamps), of)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _load(
-    _read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable = None
-) -> Any:
-    return _read(Path(folder))
-
-
-@st.cache_resource(max_entries=200, show_spinner=False)
-def _draw(
-    _make: Callable[[Path], Figure], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable
-) -> Figure:
-    return _make(Path(folder))
 
 
 def size_text(run: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import live, state
+from app import live, readers, state
 from app.components.edit_builder import edit_builder
 from interp.errors import WrongModel
 
@@ -40,7 +40,7 @@ def asked(focus: state.Focus, here: str) -> Asked | None:
     if focus.run and focus.text is None:
         try:
             run = state.result(focus.run, state.results("runs"))
-            prompts = state.prompts(run["path"])
+            prompts = readers.prompts(run["path"])
         except state.UNREADABLE as error:
             state.problem("The prompts of this run cannot be read.", error)
     labels = live.models()

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.notes import labels
 from app.components.token_strip import visible
 from interp import plots
@@ -28,7 +28,7 @@ def prompts_of(folder: Path, effects: Effects, row: pd.Series, names: tuple[str,
     same = table.index[(table["method"] == method) & (table["metric"] == metric)]
     by_prompt = plots.per_prompt(effects.baseline[metric], effects.values[(method, metric)][same.get_loc(row.name)])
     by_prompt.columns = [*names, "effect"]
-    texts = [visible(str(pair.get("clean", ""))) for pair in state.prompts(folder)]
+    texts = [visible(str(pair.get("clean", ""))) for pair in readers.prompts(folder)]
     if len(texts) == len(by_prompt):
         by_prompt["prompt text"] = texts
     return by_prompt
@@ -55,7 +55,7 @@ def by_prompt(folder: Path, effects: Effects, row: pd.Series, names: tuple[str, 
     except KeyError:
         st.text("This run kept no values of single prompts.")
         return
-    figure = state.drawn(
+    figure = readers.drawn(
         lambda: plots.histogram(table, row), folder, "effects.h5",
         of=(row["method"], row["metric"], row["component"], str(row["position"])),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components import effect as effects_of
 from app.components.exports import exports
 from app.components.heat_grid import heat_grid
@@ -31,7 +31,7 @@ def page() -> None:
         return
     try:
         run = state.result(focus.run, ablations) if focus.run else ablations[0]
-        effects = state.effects(run["path"])
+        effects = readers.effects(run["path"])
     except state.UNREADABLE as error:
         st.title("Ablation", anchor=False)
         state.problem("This run cannot be shown.", error)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.exports import exports
 from app.components.links import links
 from app.components.notes import label_box, labels, pin_box, pinned
@@ -36,9 +36,9 @@ def page() -> None:
         run = state.result(focus.run, circuits) if focus.run else circuits[0]
         heading(run, circuits)
         if run.get("kind") == "circuit-features":
-            of_latents(focus, run, state.feature_circuit(run["path"]))
+            of_latents(focus, run, readers.feature_circuit(run["path"]))
         else:
-            of_edges(focus, run, state.circuit(run["path"]))
+            of_edges(focus, run, readers.circuit(run["path"]))
     except state.UNREADABLE as error:
         state.problem("This circuit cannot be shown.", error)
         state.unfinished(focus.run, circuits)
@@ -80,7 +80,7 @@ def of_edges(focus: state.Focus, run: dict[str, Any], found: Circuit) -> None:
         node = None if edge else inside.get(focus.head or "")
         if (focus.edge or focus.head) and not (edge or node):
             st.text(f'"{focus.edge or focus.head}" is not among these edges and nodes: show more of them.')
-        figure = state.drawn(
+        figure = readers.drawn(
             lambda: plots.circuit(table, found.graph.nodes, selected=edge or node, labels=known, pinned=pins),
             run["path"], "circuit.json", of=(shown.n_edges, edge or node, tuple(known.items()), tuple(pins)),
         )  # fmt: skip
@@ -178,11 +178,11 @@ def faithfulness(folder: Path) -> None:
     if not (folder / "curve.parquet").exists():
         st.text("Not measured yet: it appears when the run has judged its circuit.")
         return
-    rows = state.table(folder, "curve.parquet")
-    figure = state.drawn(lambda: plots.curve(rows), folder, "curve.parquet", of="curve")
+    rows = readers.table(folder, "curve.parquet")
+    figure = readers.drawn(lambda: plots.curve(rows), folder, "curve.parquet", of="curve")
     st.plotly_chart(figure, key="curve", config={"displayModeBar": False})
     if (folder / "areas.parquet").exists():
-        for row in state.table(folder, "areas.parquet").itertuples():
+        for row in readers.table(folder, "areas.parquet").itertuples():
             better = {"CPR": "higher is better", "CMD": "lower is better"}.get(row.area, "")
             st.text(f"{row.area} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]; random circuits "
                     f"{row.random:.3f}; {better}")  # fmt: skip
@@ -199,7 +199,7 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
         node = focus.head if focus.head in set(nodes["node"]) else None
         if focus.head and not node:
             st.text(f'"{focus.head}" is not among these nodes: show more of them.')
-        figure = state.drawn(
+        figure = readers.drawn(
             lambda: plots.features(nodes, edges, selected=node, labels=known), run["path"], "nodes.parquet",
             of=(len(nodes), node, tuple(known.items())),
         )  # fmt: skip
@@ -215,7 +215,7 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
         st.subheader("How much of the behaviour it holds", anchor=False)
         st.text("faithfulness: 1 all, 0 nothing; completeness: 0, nothing is left without it")
         if (run["path"] / "verdict.parquet").exists():
-            rows = state.table(run["path"], "verdict.parquet")
+            rows = readers.table(run["path"], "verdict.parquet")
             order = ["measure", "errors", *(name for name in rows if name not in ("measure", "errors"))]
             st.dataframe(rows, hide_index=True, column_order=order, column_config=state.number_columns(rows))
         else:

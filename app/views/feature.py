@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.exports import exports
 from app.components.links import latent_links
 from app.components.notes import label_box
@@ -35,8 +35,8 @@ def page() -> None:
         return
     try:
         run = state.result(focus.sae, dictionaries) if focus.sae else dictionaries[0]
-        features = state.features(run["path"])
-        latents = state.readable(features)
+        features = readers.features(run["path"])
+        latents = readers.readable(features)
     except state.UNREADABLE as error:
         st.title("Feature", anchor=False)
         state.problem("The features of this dictionary cannot be read.", error)
@@ -93,7 +93,7 @@ def dashboard(run: dict[str, Any], features: Features, number: int) -> pd.DataFr
         table = examples(features, number)
     with right:
         st.text("How strongly it fires")
-        figure = state.drawn(
+        figure = readers.drawn(
             lambda: features.figure(number).update_layout(height=220), run["path"], "features/latents.h5", of=number
         )
         st.plotly_chart(figure, key="latent-histogram", config={"displayModeBar": False})
@@ -144,7 +144,7 @@ def logits(features: Features, number: int) -> None:
 def neighbours(name: str, features: Features, number: int, by: str) -> None:
     """The nearest latents; choosing one puts it into the address."""
     near = features.neighbours(number, by)
-    tops = state.readable(features)["top_token"]
+    tops = readers.readable(features)["top_token"]
     key = f"neighbours-{by}-{number}"
 
     def pick() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.exports import exports
 from app.components.notes import labels
 from app.components.provenance import provenance
@@ -47,7 +47,7 @@ def page() -> None:
         return
     try:
         run = state.result(focus.sae, dictionaries) if focus.sae else dictionaries[0]
-        metrics = state.json_file(run["path"], "metrics.json")
+        metrics = readers.json_file(run["path"], "metrics.json")
     except state.UNREADABLE as error:
         state.problem("This dictionary cannot be shown.", error)
         state.link(state.FEATURES, "All dictionaries", sae=None, feature=None)
@@ -57,7 +57,7 @@ def page() -> None:
         missing(run)
     else:
         try:
-            browse(run, state.features(run["path"]))
+            browse(run, readers.features(run["path"]))
         except state.UNREADABLE as error:
             state.problem("The features of this dictionary cannot be read.", error)
     st.subheader("Where this comes from", anchor=False)
@@ -93,7 +93,7 @@ def heading(run: dict[str, Any], dictionaries: list[dict[str, Any]], metrics: di
 
 
 def browse(run: dict[str, Any], features: Features) -> None:
-    latents = state.readable(features)
+    latents = readers.readable(features)
     left, right = st.columns([7, 5], gap="large")
     with left:
         table = chosen(features, latents)
@@ -103,7 +103,7 @@ def browse(run: dict[str, Any], features: Features) -> None:
             st.text(f"The first {SHOWN:,} are listed: order or search for others.")
     with right:
         st.text("How often they fire")
-        figure = state.drawn(
+        figure = readers.drawn(
             lambda: plots.densities(latents, DENSE), run["path"], "features/latents.parquet", of="densities"
         )
         st.plotly_chart(figure, key="densities", config={"displayModeBar": False})

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components import effect as effects_of
 from app.components.exports import exports
 from app.components.heat_grid import heat_grid
@@ -50,8 +50,8 @@ def page() -> None:
             told = {other["name"]: f"{other['name']} · {described(other)}" for other in patchings}
             state.choose("Run", list(told), "run", run["name"], resets=("head", "pos", "method", "metric"),
                          format_func=told.get)  # fmt: skip
-        effects = state.effects(run["path"])
-        pairs = state.prompts(run["path"])
+        effects = readers.effects(run["path"])
+        pairs = readers.prompts(run["path"])
     except state.UNREADABLE as error:
         state.problem("This run cannot be shown.", error)
         state.unfinished(focus.run, patchings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.exports import exports
 from app.components.provenance import provenance
 from interp import plots
@@ -119,7 +119,7 @@ def two_runs(name: str, other: str) -> None:
     among = state.results("runs")
     try:
         run, against = (state.result(which, among) for which in (name, other))
-        table = state.comparison(run["path"], against["path"])
+        table = readers.comparison(run["path"], against["path"])
     except state.UNREADABLE as error:
         state.problem("These two cannot be compared.", error)
         return
@@ -169,7 +169,7 @@ def one_result(focus: state.Focus) -> None:
 
 def figures(run: dict[str, Any]) -> None:
     try:
-        effects = state.effects(run["path"])
+        effects = readers.effects(run["path"])
     except state.UNREADABLE as error:
         state.problem("The effects of this run cannot be read.", error)
         return
@@ -188,7 +188,7 @@ def other_tables(folder: Path) -> None:
             continue
         with st.expander(f"Table {state.escape(path.name)}"):
             try:
-                st.dataframe(state.table(folder, path.name).head(1000), hide_index=True)
+                st.dataframe(readers.table(folder, path.name).head(1000), hide_index=True)
             except state.UNREADABLE as error:
                 state.problem("This table cannot be read.", error)
     names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")][:100]

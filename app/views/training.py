@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
 from app.components.provenance import provenance
 from interp import plots
 
@@ -69,7 +69,7 @@ def one(run: dict[str, Any], dictionaries: list[dict[str, Any]]) -> None:
 
 def measured(run: dict[str, Any]) -> None:
     """The numbers of metrics.json."""
-    metrics = state.json_file(run["path"], "metrics.json")
+    metrics = readers.json_file(run["path"], "metrics.json")
     known = [key for key in MEASURES if isinstance(metrics.get(key), int | float)]
     if known:
         columns = [column for _ in range(0, len(known), 3) for column in st.columns(3)]
@@ -92,7 +92,7 @@ def log(run: dict[str, Any]) -> None:
             "No train_log.csv: it was not trained here, or wrote nothing.")  # fmt: skip
         st.text(waiting)
         return
-    lines = state.table(run["path"], "train_log.csv")
+    lines = readers.table(run["path"], "train_log.csv")
     if not len(lines):
         st.text("Its first lines are not written yet.")
         return
@@ -100,7 +100,7 @@ def log(run: dict[str, Any]) -> None:
     share = f" of {total:,} ({last['tokens'] / total:.0%})" if isinstance(total, int) and total else ""
     st.text(f"{int(last['tokens']):,} tokens{share}: loss {last['loss']:.4g}, FVU {last['fvu']:.3f}, "
             f"L0 {last['l0']:.1f}, dead {int(last['dead'])}")  # fmt: skip
-    figure = state.drawn(lambda: plots.training(lines), run["path"], "train_log.csv", of="log")
+    figure = readers.drawn(lambda: plots.training(lines), run["path"], "train_log.csv", of="log")
     st.plotly_chart(figure, key="training", config={"displayModeBar": False})
     with st.expander("The log as a table"):
         st.dataframe(lines, hide_index=True, column_config=state.number_columns(lines))
@@ -128,7 +128,7 @@ def all_of_them(dictionaries: list[dict[str, Any]]) -> None:
         if (row := state.picked("frontier-table")) is not None:
             state.write_focus(sae=table["name"].iloc[row], feature=None)
 
-    figure = state.drawn(
+    figure = readers.drawn(
         lambda: plots.frontier(table).update_layout(clickmode="event+select", dragmode=False),
         dictionaries[0]["path"], "run.json", of=tuple(table.itertuples(index=False, name=None)),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def finished(dictionaries: list[dict[str, Any]]) -> tuple[pd.DataFrame, list[str
     tables, left_out = [], []
     for run in done:
         try:
-            tables.append(state.frontier_row(run["path"]))
+            tables.append(readers.frontier_row(run["path"]))
         except state.UNREADABLE:
             left_out.append(run["name"])
     if not tables:
