@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from interp.lenses.attribution import Attribution
     from interp.lenses.heads import Patterns
     from interp.lenses.logits import Lens
+    from interp.plots import Grid
 
 
 def models() -> dict[str, str]:
@@ -104,6 +105,15 @@ def lens(label: str, tokens: tuple[int, ...], specs: str) -> Lens:
     return logit_lens(model(label), list(tokens), edits=edits(label, specs), top=10)
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def lens_cells(label: str, tokens: tuple[int, ...], specs: str, colour: str, first: int, n: int) -> Grid:
+    """The logit lens as a map: `n` positions from `first` on."""
+    from interp.plots.lenses import cells
+
+    rows = lens(label, tokens, specs).rows
+    return cells(rows[rows["position"] < first + n], colour, last=n)
+
+
 @st.cache_resource(max_entries=32, show_spinner=False)
 def patterns(label: str, tokens: tuple[int, ...], specs: str) -> Patterns:
     """Attention of every head in a text."""
@@ -130,6 +140,17 @@ def attribution(
     return attribute_logits(
         model(label), list(tokens), answer=answer, wrong=wrong, position=position, edits=edits(label, specs)
     )
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def attribution_cells(
+    label: str, tokens: tuple[int, ...], specs: str, position: int, answer: int | None, wrong: int | None
+) -> Grid:
+    """The same as a map of heads and MLPs."""
+    from interp.plots.lenses import attribution_cells as cells
+
+    found = attribution(label, tokens, specs, position, answer, wrong)
+    return cells(found.rows, found.about["metric"])
 
 
 def spelled(label: str, tokens: Sequence[int]) -> list[str]:

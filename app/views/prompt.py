@@ -14,7 +14,6 @@ from app.components.prompt_pair import prompt_pair
 from app.components.token_strip import Strip, token_strips
 from interp.errors import InputError
 from interp.plots.labels import visible
-from interp.plots.lenses import attribution_cells, cells
 
 COLOURS = {
     "loss": "loss of the token, nats",
@@ -45,7 +44,7 @@ def page() -> None:
     _pair(chosen, focus)
     left, right = st.columns([3, 2], gap="large")
     with left:
-        _lens(focus, rows, position)
+        _lens(focus, chosen, position)
     with right:
         _next(rows, position)
         _links(position)
@@ -99,14 +98,13 @@ def _colour(focus: state.Focus) -> str:
     return focus.metric if focus.metric in LENS else "top_prob"
 
 
-def _lens(focus: state.Focus, rows: pd.DataFrame, position: int) -> None:
+def _lens(focus: state.Focus, chosen: Asked, position: int) -> None:
     st.subheader("What each layer would say next", anchor=False)
     colour = state.choose("Colour of a cell", list(LENS), "metric", _colour(focus), format_func=LENS.get,
                           label_visibility="collapsed")  # fmt: skip
-    n = 14
-    first = max(0, min(position - n // 2, len(rows["position"].unique()) - n))
-    window = rows[rows["position"] < first + n]
-    grid = cells(window, colour, last=min(n, len(window["position"].unique())))
+    n = min(14, len(chosen.tokens))
+    first = max(0, min(position - n // 2, len(chosen.tokens) - n))
+    grid = live.lens_cells(chosen.model, chosen.tokens, chosen.edit, colour, first, n)
     selected = f"{grid.rows[0]}@{position}"
     heat_grid(grid, key="lens", selected=selected, label="top token of every layer at every position",
               on_pick=lambda name: state.write_focus(pos=int(name.rpartition("@")[2])))  # fmt: skip
@@ -141,14 +139,13 @@ def _attribution(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position
         for text in live.spelled(chosen.model, [t for t in (answer, wrong) if t is not None])
     ]
     st.subheader("Which parts write it", anchor=False)
+    asked_of = (chosen.model, chosen.tokens, chosen.edit, position, answer, wrong)
     try:
-        found = live.attribution(chosen.model, chosen.tokens, chosen.edit, position, answer, wrong)
+        found, grid = live.attribution(*asked_of), live.attribution_cells(*asked_of)
     except (InputError, ValueError) as error:
         st.text(f"Direct attribution does not apply: {error}")
         return
-    table = found.table()
-    metric = found.about["metric"]
-    grid = attribution_cells(table, metric)
+    table = found.rows
     heat_grid(grid, key="attribution", selected=focus.head, label="contribution of each part",
               on_pick=lambda name: state.write_focus(head=name))  # fmt: skip
     st.text(f"{' - '.join(said)} = {found.total.mean():+.2f}, the sum of the parts in nats; red: towards it")

@@ -53,7 +53,19 @@ def main(folder: Path) -> None:
 
     script_runner.exec_func_with_error_handling = timed
     sys.argv = ["main.py", "--workspace", str(folder)]
-    pages = ["runs", "ablation", "patching", "circuit", "features", "feature", "training"]
+    pages = [
+        "runs",
+        "prompt",
+        "attention",
+        "ablation",
+        "patching",
+        "circuit",
+        "features",
+        "feature",
+        "steer",
+        "training",
+    ]
+    pages += ["lists", "jobs"]
     print(f"{'page':<10} {'first':>8} {'median':>8} {'95th':>8}   ms")
     for page in pages:
         at = AppTest.from_file(str(ROOT.parent / "app" / "main.py"), default_timeout=60).run()
