@@ -47,6 +47,13 @@ def readable(features: Features) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def of_latent(features: Features, read: str, latent: int, *more: str) -> pd.DataFrame:
+    """What `features.of`, `.logits` or `.neighbours` says of a latent; the same object until a file changes: not to be
+    written to."""
+    asked = (read, latent, *more)
+    return _cached(lambda _: getattr(features, read)(latent, *more), features.folder, "features/latents.h5", of=asked)
+
+
 def prompts(folder: Path) -> list[dict[str, Any]]:
     """The prompt pairs a run used, in the order of its effects; none where it kept no file."""
     if not (folder / "prompts.jsonl").exists():
@@ -110,6 +117,6 @@ def _load(
 
 @st.cache_resource(max_entries=200, show_spinner=False)
 def _draw(
-    _make: Callable[[Path], Figure], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable
-) -> Figure:
+    _make: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...], of: Hashable
+) -> Any:
     return _make(Path(folder))

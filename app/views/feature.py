@@ -47,7 +47,7 @@ def page() -> None:
     heading(run, dictionaries, latent, len(latents))
     if latent["dead"]:
         st.info("Dead: it fired on no token of the store.")
-        table = features.of(number)
+        table = readers.of_latent(features, "of", number)
     else:
         table = dashboard(run, features, number)
     exports(run, table, lambda: features.figure(number))
@@ -110,7 +110,7 @@ def examples(features: Features, number: int) -> pd.DataFrame:
     """Texts in which it fires, on one scale; as a table."""
     kind = st.radio("Examples", list(EXAMPLES), horizontal=True, key="example-kind")
     st.text(f"{EXAMPLES[kind]}; blue from 0, one scale for all")
-    table = features.of(number, kind)
+    table = readers.of_latent(features, "of", number, kind)
     if not len(table):
         st.text("None of this kind were kept.")
         return table
@@ -126,7 +126,7 @@ def examples(features: Features, number: int) -> pd.DataFrame:
 
 
 def logits(features: Features, number: int) -> None:
-    effects = features.logits(number)
+    effects = readers.of_latent(features, "logits", number)
     if not len(effects):
         st.text("Its site has no direct way to the logits.")
         return
@@ -143,7 +143,7 @@ def logits(features: Features, number: int) -> None:
 
 def neighbours(name: str, features: Features, number: int, by: str) -> None:
     """The nearest latents; choosing one puts it into the address."""
-    near = features.neighbours(number, by)
+    near = readers.of_latent(features, "neighbours", number, by)
     tops = readers.readable(features)["top_token"]
     key = f"neighbours-{by}-{number}"
 
