@@ -147,8 +147,7 @@ def _chosen(
 ) -> list[Component]:  # fmt: skip
     """The components named, which are all of one kind."""
     found = select(
-        names, n_layers=model.n_layers, n_heads=n_heads or model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
-        dictionaries=dictionaries,
+        names, **(model.counts | {"n_heads": n_heads or model.n_heads}), dictionaries=dictionaries,
     )  # fmt: skip
     if others := [c.name for c in found if c.kind != kind]:
         raise InputError(f'component "{others[0]}" is no {kind}: each is patched alone, by {kind}.')
