@@ -23,6 +23,7 @@ _HOMES = {
     "find_circuit": "interp.causal.circuits",
     "Circuit": "interp.causal.circuits",
     "trace": "interp.causal.tracing",
+    "routing": "interp.lenses.routing",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
     "InputError": "interp.errors",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, demo, features, generate, model, patch, record, runs, sae, store, task
+from interp.cli import ablate, circuit, demo, experts, features, generate, model, patch, record, runs, sae, store, task
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -27,6 +27,7 @@ app.command("task")(task.task)
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 app.command("generate")(generate.generate)
+app.command("experts")(experts.experts)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
 app.add_typer(runs.app, name="runs")

@@ -33,9 +33,12 @@ class Sweep(Asked):
 
     components: str | list[str | list[str]] = Field(
         "heads",
-        description="heads, mlps, attn, neurons, resid_pre; L3H5, L3N120; together [L3H5, L4H1]; heads-L3H5-L4H1.",
+        description="heads, mlps, attn, neurons, experts, resid_pre; L3H5, L3N120, L3E2; together [L3H5, L4H1]; heads-L3H5-L4H1.",
     )
-    method: Names = Field("mean", description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln.")
+    method: Names = Field(
+        "mean",
+        description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln; of experts forbid, force.",
+    )
     position: int | str | list[int | str] = Field("all", description='"all", indices, labels of the task, or "each".')
     reference: str | None = Field(None, description="Prompts of the mean: a task, a .jsonl, or text:PATH.")
     classes: Names | None = Field(None, description='"built-in", names of classes, or a key of the labels.')
