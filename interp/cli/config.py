@@ -33,11 +33,11 @@ class Sweep(Asked):
 
     components: str | list[str | list[str]] = Field(
         "heads",
-        description="heads, mlps, attn, neurons, experts, resid_pre; L3H5, L3N120, L3E2; together [L3H5, L4H1]; heads-L3H5-L4H1.",
+        description="heads, mlps, attn, neurons, experts, resid_pre; L3H5, L3E2; together [L3H5, L4H1]; heads-L3H5.",
     )
     method: Names = Field(
         "mean",
-        description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln; of experts forbid, force.",
+        description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln; forbid, force.",
     )
     position: int | str | list[int | str] = Field("all", description='"all", indices, labels of the task, or "each".')
     reference: str | None = Field(None, description="Prompts of the mean: a task, a .jsonl, or text:PATH.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def experts(
-    model: options.ModelName = "bundled",
+    model: options.ModelName,
     text: Annotated[str, typer.Option(help='A file, a glob, or "bundled".')] = "bundled",
     task: Annotated[str | None, typer.Option(help="Prompts of a task, or a .jsonl, in place of a text.")] = None,
     classes: Annotated[str, typer.Option(help='Kinds of token: "built-in", or names, with commas.')] = "built-in",
     at: Annotated[
-        str, typer.Option(help="Count a token where it stands (token) or is predicted from (read).")
+        str, typer.Option(help="Where a token counts: where it stands (token), or is predicted (read).")
     ] = "token",
     n: Annotated[int, typer.Option("--n", help="Windows of the text, or prompts of the task.", min=1)] = 64,
     context: Annotated[int, typer.Option(help="Tokens in a window.", min=2)] = 64,
@@ -89,7 +88,7 @@ def _report(found: Routing, name: str, run: dict[str, Any]) -> str:
     from interp import reports
 
     said = (
-        f'"{found.about["model"]["name"]}", {found.about["task"]}: shares of the tokens of a class that each expert gets, '
+        f'"{found.about["model"]["name"]}", {found.about["task"]}: share of the tokens of a class that an expert gets, '
         f"with 95% bootstrap intervals over {found.about['n_prompts']} prompts; prob is the router's mean probability."
     )
     figure = found.figure().to_html(full_html=False, include_plotlyjs=False)
