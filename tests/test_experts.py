@@ -192,10 +192,11 @@ def test_every_site_of_experts_is_causal_and_reading_it_changes_nothing(family, 
         clean = model(tokens)
         with captured(model, [*sites, "1.router_probs", "1.expert_indices"]) as cache:
             assert_close(model(tokens), clean, atol=1e-5, rtol=0)  # each expert's output alone, then their sum
-        logits, weights, out, probs, indices = (cache[name] for name in cache)
+        names = ("router_logits", "router_probs", "expert_weights", "expert_indices", "expert_out")
+        logits, probs, weights, indices, out = (cache[f"blocks.1.mlp.hook_{name}"] for name in names)
         assert logits.shape == weights.shape == probs.shape == (2, 7, n) and out.shape == (2, 7, n, 32)
         assert indices.shape == (2, 7, N_CHOSEN) == (2, 7, mixture.n_chosen)
-        assert_close(probs, logits.softmax(-1).to(probs))
+        assert_close(probs, logits.softmax(-1))
         sent = torch.zeros(2, 7, n, dtype=torch.bool).scatter(2, indices.long(), True)
         assert torch.equal(sent, weights != 0) and torch.equal(sent, (out != 0).any(-1))
         for site in sites:

@@ -84,7 +84,7 @@ class Mixture:
     def _route(self, router: Module, args: tuple, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._asked(*READ):
             logits = self._shown("router_logits", out[0])
-            self._shown("router_probs", logits.float().softmax(-1))
+            self._shown("router_probs", logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32)))
             out = out if logits is out[0] else self.rule(logits)
         return out
 
