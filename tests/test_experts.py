@@ -270,6 +270,20 @@ def test_an_expert_at_a_position_is_ablated_there_alone(mixtral, prompts):
     assert (found.rows[read].effect.abs() > 1e-4).any()
 
 
+def test_patching_every_expert_gives_back_what_the_mixture_wrote(mixtral):
+    from interp import patch
+    from interp.data.tasks import Prompt, Task
+
+    rows = torch.randint(1, 200, (4, 2, 7), generator=torch.Generator().manual_seed(3)).tolist()
+    task = Task("pairs", [Prompt(clean, [(6, 5)], corrupted, 6) for clean, corrupted in rows])
+    by_expert = patch(mixtral, task, site="expert_out", by=("layer", "expert"))
+    assert list(by_expert.rows.component) == [f"L{layer}E{e}" for layer in (0, 1) for e in range(4)]
+    whole = patch(mixtral, task, site="expert_out", by=("layer",))
+    mixture = patch(mixtral, task, site="mlp_out", by=("layer",))
+    for key, values in whole.values.items():
+        assert_close(values, mixture.values[key], atol=1e-5, rtol=0)  # Mixtral has no shared expert
+
+
 def test_a_mean_of_no_token_is_refused_where_it_is_asked_for(mixtral, prompts):
     from interp import ablate
     from interp.causal.interventions import Routed
@@ -291,6 +305,10 @@ def test_a_wrong_ablation_of_experts_is_one_line(mixtral, prompts, tiny_model, p
 
     with pytest.raises(InputError, match='method forbid given for "L0H0": it is of experts'):
         ablate(mixtral, prompts, components="L0H0", method="forbid", metric="loss")
+    with pytest.raises(InputError, match="forbids every expert of layer 1: leave one"):
+        ablate(mixtral, prompts, components="experts-L0E0", method="forbid", metric="loss")
+    with pytest.raises(InputError, match="every expert of layer 0 is forbidden to a token"):
+        mixtral.mixtures[0].rule(torch.full((1, 4), -torch.inf))
     with pytest.raises(UnknownComponent, match='no component "L0E7"'):
         ablate(mixtral, prompts, components="L0E7", metric="loss")
     with pytest.raises(UnknownComponent, match='no component "experts"'):

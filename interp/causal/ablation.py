@@ -94,7 +94,6 @@ def plan(
     methods, metrics = as_list(method), as_list(metric or task.default_metric)
     for name in methods:
         base, held = split_method(name)
-        _check_experts(model, targets, base)
         if base == "resample" and not task.has_corrupted:
             raise InputError(f'task "{task.name}" has prompts without "corrupted": use shuffle or mean, not resample.')
         if base == "resample":
@@ -114,17 +113,22 @@ def plan(
         if place != "all":
             task.at(place)
     targets += _random_groups(model, targets, seed)
+    for name in methods:
+        _check_experts(model, targets, split_method(name)[0])
     places = [(number, place) for place in positions for number in range(len(targets))]
     return Plan(targets, positions, methods, metrics, places)
 
 
 def _check_experts(model: Model, targets: Sequence[Component | Group], method: str) -> None:
     """InputError where a method of experts is asked of another component, or of a router that cannot be edited."""
-    for member in (member for target in targets for member in target.members if method in OF_EXPERTS):
+    for target, member in ((t, m) for t in targets for m in t.members if method in OF_EXPERTS):
         if member.kind != "expert":
             raise InputError(f'method {method} given for "{member.name}": it is of experts, e.g. components experts.')
         if of_expert(member, method).site not in model.sites:
             raise InputError(f'the router of "{model.name}" cannot be edited: use zero, mean or force, not {method}.')
+        together = sum(other.layer == member.layer for other in target.members)
+        if method == "forbid" and together == model.mixtures[member.layer].n:
+            raise InputError(f'"{target.name}" forbids every expert of layer {member.layer}: leave one.')
 
 
 def _random_groups(model: Model, targets: Sequence[Component | Group], seed: int) -> list[Group]:

@@ -49,7 +49,7 @@ class PatchSweep(Asked):
     """What one sweep patches. At the top of the file a key holds for every sweep that does not say otherwise."""
 
     site: str = Field("resid_pre", description="resid_pre, z, q, attn_out, mlp_out, ..., 2-5.z, or a dictionary.")
-    by: Names = Field("layer,position", description="layer; with head, neuron or latent; with position.")
+    by: Names = Field("layer,position", description="layer; with head, neuron, expert or latent; with position.")
     components: Names | None = Field(None, description="Only these: L3H5, L4.heads, L3N120, demo/417.")
     method: str = Field("denoise", description="denoise, noise, or trace (noise on the subject, one state restored).")
     subject: str | None = Field(None, description="Of trace: the label that gets noise; else what is corrupted.")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.sites import READ_ONLY, layer_site
+from interp.errors import InputError
 
 READ = ("router_logits", "router_probs")
 """What is known where the router is a matrix and a rule; the others of any experts."""
@@ -54,6 +55,8 @@ class Mixture:
         """
         lowest = torch.finfo(logits.dtype).min
         logits = logits.clamp(lowest, -lowest)  # 0 * inf is no number
+        if bool((logits == lowest).all(-1).any()):
+            raise InputError(f"every expert of layer {self.layer} is forbidden to a token: leave it one.")
         router = copy.copy(self.router)
         like = {"dtype": logits.dtype, "device": logits.device}
         router._parameters = {
@@ -121,10 +124,7 @@ class Mixtures(dict[int, Mixture]):
             mixed = getattr(block._modules.get("mlp"), "original_component", None)
             if mixed is not None and _fits(mixed):
                 self[layer] = Mixture(layer, mixed, point)
-
-    @property
-    def points(self) -> dict[str, Any]:
-        return {name: point for mixture in self.values() for name, point in mixture.points.items()}
+        self.points = {name: point for mixture in self.values() for name, point in mixture.points.items()}
 
     @property
     def read_only(self) -> list[str]:

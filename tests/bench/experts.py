@@ -1,6 +1,6 @@
 """A small mixture of experts, trained on novels for some minutes, and what each of its experts is for.
 
-    python -P tests/bench/experts.py [--text ../shared/corpus] [--steps 4000] [--work DIR]
+    python -P tests/bench/experts.py [--text ../shared/corpus] [--steps 2000] [--work DIR]
 
 Trains a Mixtral of 2 layers and 8 experts, 2 of them for a token (d_model 64, 1,024 tokens of a byte-level BPE), on ten
 novels. Then, on a held-out novel: which classes of token go to which expert, and what zeroing,
@@ -94,7 +94,7 @@ def shown(folder: Path, text: Path, out: Path, n: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=Path("../shared/corpus"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--n", type=int, default=64, help="held-out windows")
     parser.add_argument(
         "--work", type=Path, help="where the model and the figures go; a model there is not trained again"
