@@ -72,8 +72,10 @@ class Model:
     @contextmanager
     def fused_attention(self) -> Iterator[None]:
         """Inside the block attention is torch's fused kernel (`sdpa`): faster, without a pattern in memory; no hook
-        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is."""
-        config = getattr(getattr(self.bridge, "original_model", None), "config", None)
+        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is, and
+        one whose attention that kernel does not have (the sinks of GPT-OSS)."""
+        built = getattr(self.bridge, "original_model", None)
+        config = getattr(built, "config", None) if getattr(built, "_supports_sdpa", False) else None
         before = getattr(config, "_attn_implementation", None)
         with self.lock, ExitStack() as stack:
             for block in self.bridge.blocks if before == "eager" else []:
