@@ -71,7 +71,8 @@ def _routed(
     """For each site `expert_out`: sums over the tokens that are sent to an expert, and how many they are."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     at_once = max(1, EXPERTS_WRITE // (task.length * model.d_model * max(model.mixtures.counts.values(), default=1)))
-    for rows in torch.arange(len(task) if sites else 0).split(at_once):
+    for start in range(0, len(task) if sites else 0, at_once):
+        rows = slice(start, start + at_once)
         reach = torch.arange(task.length) < task.lengths[rows, None]
 
         def add(site: str, reach: Tensor = reach) -> Callable[[Tensor], None]:
