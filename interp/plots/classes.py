@@ -37,7 +37,8 @@ def load(rows: pd.DataFrame, *, at: str = "token") -> go.Figure:
                 x=[alike, alike], y=[some.component.iloc[0], some.component.iloc[-1]], mode="lines",
                 line={"color": GREY, "width": 1, "dash": "dot"}, hoverinfo="skip", row=1, col=column + 1,
             )  # fmt: skip
-    figure.update_xaxes(rangemode="tozero", tickformat=".0%")
+    most = shown["ci_high"].fillna(shown["share"]).max()
+    figure.update_xaxes(range=[-0.06 * most, 1.06 * most], tickformat=".0%")
     figure.update_layout(
         title=f"share of the {where} that an expert gets",
         annotations=[*figure.layout.annotations,
@@ -81,7 +82,7 @@ def _panels(rows: pd.DataFrame, panels: Sequence[str], *, by: str) -> go.Figure:
     counts = rows.groupby(by)["n"].max()
     titles = [f"{escaped(panel)}<br><sup>n = {counts[panel]:,}</sup>" for panel in panels]
     figure = make_subplots(
-        rows=1, cols=len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=titles, horizontal_spacing=0.012
+        rows=1, cols=len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=titles, horizontal_spacing=0.018
     )
     for column, panel in enumerate(panels):
         mine = rows[rows[by] == panel]
@@ -93,6 +94,9 @@ def _panels(rows: pd.DataFrame, panels: Sequence[str], *, by: str) -> go.Figure:
                      "arrayminus": mine["value"] - mine["ci_low"], "thickness": 1.2, "width": 0, "color": GREY},
             text=mine["hover"], hovertemplate="%{text}<extra></extra>", row=1, col=column + 1,
         )  # fmt: skip
+    layers = rows.drop_duplicates("component")["layer"].to_numpy()
+    for above in np.flatnonzero(np.diff(layers)):
+        figure.add_hline(y=len(components) - above - 1.5, line={"color": GREY, "width": 0.5})
     figure.update_xaxes(matches="x", showgrid=True, gridcolor="rgb(235,235,235)", zeroline=False, nticks=4)
     figure.update_yaxes(
         categoryorder="array", categoryarray=components[::-1], showgrid=True, gridcolor="rgb(245,245,245)"

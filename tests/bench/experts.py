@@ -3,9 +3,8 @@
     python -P tests/bench/experts.py [--text ../shared/corpus] [--steps 2000] [--work DIR]
 
 Trains a Mixtral of 2 layers and 8 experts, 2 of them for a token (d_model 64, 1,024 tokens of a byte-level BPE), on ten
-novels. Then, on a held-out novel: which classes of token go to which expert, and what zeroing,
-forbidding or averaging each expert does to the loss of each class. Prints the tables and writes the figures into the
-work folder.
+novels. Then, on a held-out novel: which classes of token go to which expert, and what zeroing, averaging or forbidding
+each expert does to the loss of each class. Prints the tables and writes the figures into the work folder.
 """
 
 from __future__ import annotations
