@@ -344,6 +344,7 @@ def test_routing_counts_the_tokens_of_each_class(mixtral, tiny_text):
 
 def test_routing_is_of_the_edited_run_and_is_kept(mixtral, tiny_text, tmp_path):
     import interp
+    from interp.causal.edits import parse
     from interp.lenses.routing import Routing
 
     def forbid(logits):
@@ -352,6 +353,11 @@ def test_routing_is_of_the_edited_run_and_is_kept(mixtral, tiny_text, tmp_path):
     found = interp.routing(mixtral, str(tiny_text), n=8, context=16, edits={"0.router_logits": forbid})
     table = found.table()
     assert (table[table.component == "L0E3"].share == 0).all() and (table[table.component == "L1E3"].share > 0).all()
+    without = interp.routing(mixtral, str(tiny_text), n=8, context=16, edits=parse(mixtral, "L0E3=0")).table()
+    clean = interp.routing(mixtral, str(tiny_text), n=8, context=16).table()
+    others = (clean.layer == 0) & (clean.component != "L0E3")
+    assert (without[without.component == "L0E3"].share == 0).all()  # and nobody has got its tokens
+    assert without[others].share.equals(clean[others].share)
     found.save(tmp_path)
     again = Routing.load(tmp_path)
     assert again.rows.equals(found.rows) and again.layers.equals(found.layers) and again.about == found.about

@@ -2,13 +2,14 @@
 
     router_logits    what the router gives                                                 [prompt pos expert]
     router_probs     their softmax over all experts                                        [prompt pos expert]
-    expert_indices   whom the model's rule chooses by them                                 [prompt pos chosen]
+    expert_indices   whom the model's rule chooses by them, best first or not              [prompt pos chosen]
     expert_weights   what a chosen expert's output is multiplied with; 0 of the others     [prompt pos expert]
     expert_out       what an expert writes: weight times output; 0 of the others           [prompt pos expert d_model]
     what is written  the sum over experts, and a shared expert's output, which is none of them and gets every token
 
 Edited logits are chosen by as the model chooses (the best few, groups, renormalised or not): -inf forbids an expert.
-Edited weights are used as they stand, an expert's that was not chosen too. Probabilities and indices are read only.
+Edited weights are used as they stand, an expert's that was not chosen too; the indices then are of those with weight,
+and of any others where these are fewer than the model chooses. Probabilities and indices are read only.
 A layer of which nothing is asked runs as it always does.
 """
 

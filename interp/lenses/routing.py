@@ -1,7 +1,7 @@
 """Where does a mixture of experts send which tokens? The load of each expert by class of token.
 
-    share    of the tokens of a class, those that are sent to the expert: over experts it sums to the number chosen, and
-             an expert like any other has chosen / experts
+    share    of the tokens of a class, those to which the expert writes (its weight is not 0): over experts it sums to
+             the number chosen, and an expert like any other has chosen / experts
     prob     the router's probability of the expert (its softmax over all experts), mean over the tokens
     entropy  of those probabilities, in nats, mean over the tokens: 0 is sure, ln(experts) knows nothing
 
@@ -128,14 +128,15 @@ def _sums(
     are sent to each expert, then the probability of each."""
     found = {layer: np.zeros((2 + 2 * mixture.n, len(masks), len(task))) for layer, mixture in model.mixtures.items()}
     inside = torch.stack(list(masks.values())).double()
+    sites = [name for name in model.mixtures.points if name.endswith(("hook_expert_weights", "hook_router_probs"))]
     with Progress("routing", len(task), progress) as bar, edited(model, edits):
         for rows in torch.arange(len(task)).split(BATCH):
             mine = torch.isin(where[0], rows)
             prompt, pos = where[0][mine], where[1][mine]
-            with captured(model, [name for name in model.mixtures.read_only]) as cache:
+            with captured(model, sites) as cache:
                 model(task.tokens("clean")[rows])
-            for layer, mixture in model.mixtures.items():
-                each = _each_token(cache, layer, mixture.n, prompt - rows[0], pos)
+            for layer in found:
+                each = _each_token(cache, layer, prompt - rows[0], pos)
                 of_prompt = torch.nn.functional.one_hot(prompt - rows[0], len(rows)).double()
                 sums = einsum(
                     each, inside[:, mine], of_prompt, "token quantity, kind token, token prompt -> quantity kind prompt"
@@ -145,12 +146,9 @@ def _sums(
     return found
 
 
-def _each_token(
-    cache: Mapping[str, Tensor], layer: int, n: int, row: Tensor, pos: Tensor
-) -> Float[Tensor, "token quantity"]:
+def _each_token(cache: Mapping[str, Tensor], layer: int, row: Tensor, pos: Tensor) -> Float[Tensor, "token quantity"]:
     """Of each token 1, its entropy, whom it is sent to and the router's probabilities, NaN where they are not known."""
-    chosen = cache[layer_site(layer, "expert_indices")].cpu()[row, pos].long()
-    sent = torch.zeros(len(row), n, dtype=torch.double).scatter(1, chosen, 1.0)
+    sent = (cache[layer_site(layer, "expert_weights")].cpu()[row, pos] != 0).double()
     probs = cache.get(layer_site(layer, "router_probs"))
     probs = torch.full_like(sent, torch.nan) if probs is None else probs.cpu()[row, pos].double()
     entropy = torch.special.entr(probs).sum(1, keepdim=True)

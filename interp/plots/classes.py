@@ -99,7 +99,11 @@ def _panels(rows: pd.DataFrame, panels: Sequence[str], *, by: str) -> go.Figure:
         figure.add_hline(y=len(components) - above - 1.5, line={"color": GREY, "width": 0.5})
     figure.update_xaxes(matches="x", showgrid=True, gridcolor="rgb(235,235,235)", zeroline=False, nticks=4)
     figure.update_yaxes(
-        categoryorder="array", categoryarray=components[::-1], showgrid=True, gridcolor="rgb(245,245,245)"
+        categoryorder="array",
+        categoryarray=components[::-1],
+        range=[-0.7, len(components) - 0.3],
+        showgrid=True,
+        gridcolor="rgb(245,245,245)",
     )
     figure.update_layout(
         showlegend=False, plot_bgcolor="white", height=max(300, 20 * len(components) + 190),
