@@ -98,10 +98,10 @@ def parse(
             is_expert = component.kind == "expert"
             part = of_expert(component, "zero") if is_expert else named(component, dictionaries or {}, directions or {})
             writes.setdefault(part.site, []).append((part, spec))
-    return {site: _edit(parts) for site, parts in writes.items()}
+    return {site: edit_of(parts) for site, parts in writes.items()}
 
 
-def _edit(writes: Sequence[tuple[Part, Spec]]) -> Edit:
+def edit_of(writes: Sequence[tuple[Part, Spec]]) -> Edit:
     def edit(value: Tensor) -> Tensor:
         changed = value.clone()
         for part, spec in writes:
