@@ -29,6 +29,7 @@ _HOMES = {
     "DoseResponse": "interp.causal.steering",
     "perplexity": "interp.causal.perplexity",
     "orthogonalise": "interp.causal.orthogonal",
+    "routing": "interp.lenses.routing",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
     "patterns": "interp.lenses.heads",

@@ -33,6 +33,9 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
     it."""
     table = effects.table()
     parts = [_sentence(effects, run)]
+    if any("-" in metric for metric in table.metric):
+        for method in dict.fromkeys(table.method):
+            parts.append(effects.by_class(method).to_html(full_html=False, include_plotlyjs=False))
     for (method, metric), rows in table.groupby(["method", "metric"], sort=False):
         parts.append(f"<h2>{escape.escape(f'{method}: {metric}')}</h2>")
         shown = rows[(rows.kind != "random") & rows.effect.notna()]

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.causal import references, sweeps
 from interp.causal.effects import Effects, about, build
 from interp.causal.finished import Finished
-from interp.causal.interventions import Intervention, Part, Write, named, split_method
+from interp.causal.interventions import OF_EXPERTS, Intervention, Part, Write, named, of_expert, split_method
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -79,8 +79,8 @@ def plan(
 ) -> Plan:
     """Everything that `ablate` will measure, checked; nothing is run. InputError for what cannot be."""
     targets = select(
-        components, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
-        dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()}, directions=directions or {},
+        components, **model.counts, directions=directions or {},
+        dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
     )  # fmt: skip
     for target in targets:
         for member in target.members:
@@ -113,8 +113,22 @@ def plan(
         if place != "all":
             task.at(place)
     targets += _random_groups(model, targets, seed)
+    for name in methods:
+        _check_experts(model, targets, split_method(name)[0])
     places = [(number, place) for place in positions for number in range(len(targets))]
     return Plan(targets, positions, methods, metrics, places)
+
+
+def _check_experts(model: Model, targets: Sequence[Component | Group], method: str) -> None:
+    """InputError where a method of experts is asked of another component, or of a router that cannot be edited."""
+    for target, member in ((t, m) for t in targets for m in t.members if method in OF_EXPERTS):
+        if member.kind != "expert":
+            raise InputError(f'method {method} given for "{member.name}": it is of experts, e.g. components experts.')
+        if of_expert(member, method).site not in model.sites:
+            raise InputError(f'the router of "{model.name}" cannot be edited: use zero, mean or force, not {method}.')
+        together = sum(other.layer == member.layer for other in target.members)
+        if method == "forbid" and together == model.mixtures[member.layer].n:
+            raise InputError(f'"{target.name}" forbids every expert of layer {member.layer}: leave one.')
 
 
 def _random_groups(model: Model, targets: Sequence[Component | Group], seed: int) -> list[Group]:
@@ -138,6 +152,8 @@ def _all_of(model: Model, kind: str) -> list[Component]:
     counts = {"head": model.n_heads, "neuron": model.d_mlp or 0}
     if kind in counts:
         return [Component(kind, layer, index) for layer in range(model.n_layers) for index in range(counts[kind])]
+    if kind == "expert":
+        return [Component(kind, layer, index) for layer, n in model.mixtures.counts.items() for index in range(n)]
     return [Component(kind, layer) for layer in range(model.n_layers)] if kind in ("attn", "mlp") else []
 
 
@@ -161,7 +177,7 @@ def ablate(
     """The effect of replacing each component alone: ablated minus clean, in the metric's unit.
 
     A negative effect on logit_diff means that the component helped. `components`: "heads", "mlps", "attn", "neurons",
-    "resid_pre", names such as `L3H5`, groups `L3H5+L4H1`, all but some `heads-L3H5`, latents `demo/417` of
+    "experts", "resid_pre", names such as `L3H5`, groups `L3H5+L4H1`, all but some `heads-L3H5`, latents `demo/417` of
     `dictionaries`, directions `refusal@3.resid_post` of `directions` (see `interp.decoder.sites.components`); for each
     group ten random ones of its size are measured too. `method`: `interp.causal.interventions.METHODS`. `position`:
     "all", indices or labels of the task, or "each". `metric`: logit_diff where the task has wrong answers, loss
@@ -174,16 +190,20 @@ def ablate(
         directions=directions, seed=seed,
     )  # fmt: skip
     todo = todo if shard is None else todo.shard(*shard)
-    parts = {c: named(c, dictionaries or {}, directions or {}) for t in todo.targets for c in t.members}
+    members = {c: None for number, _ in todo.places for c in todo.targets[number].members}
     masks = {p: None if p == "all" else torch.arange(task.length) == task.at(p)[:, None] for p in todo.positions}
-    bases = {split_method(name)[0] for name in todo.methods}
-    used = [parts[c] for number in dict(todo.places) for c in todo.targets[number].members]
-    means = references.Means(model, reference or task, used) if bases & {"mean", "mean-all"} else None
+    by_method = {
+        base: {c: _part(c, base, dictionaries or {}, directions or {}) for c in members}
+        for base in (split_method(name)[0] for name in todo.methods)
+    }
+    of_means = [part for base in ("mean", "mean-all") for part in by_method.get(base, {}).values()]
+    means = references.Means(model, reference or task, of_means) if of_means else None
     values, slow = {}, ""
     with Progress("ablating", len(todo.methods) * len(todo.places) * len(task), progress) as bar:
         for name in todo.methods:
             base, held = split_method(name)
-            new = {part: _replacement(base, part, means, task.length) for part in dict.fromkeys(used)}
+            parts = by_method[base]
+            new = {part: _replacement(base, part, means, task.length) for part in dict.fromkeys(parts.values())}
             rows = [
                 Intervention(tuple(Write(parts[c], new[parts[c]], masks[at]) for c in todo.targets[t].members), held)
                 for t, at in todo.places
@@ -202,9 +222,16 @@ def ablate(
     return build(places, values, found.baseline, seed=seed, about=said)
 
 
+def _part(component: Component, method: str, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
+    return of_expert(component, method) if component.kind == "expert" else named(component, dictionaries, directions)
+
+
+_CONSTANT = {"zero": 0.0, "forbid": -torch.inf, "force": 1.0}
+
+
 def _replacement(method: str, part: Part, means: references.Means | None, length: int) -> Tensor | None:
-    if method == "zero":
-        return torch.zeros(())
+    if method in _CONSTANT:
+        return torch.tensor(_CONSTANT[method])
     if method in ("mean", "mean-all"):
         return means.of(part, length, by_position=method == "mean")
     return None

@@ -2,6 +2,7 @@
 
     L3H5=0               the head writes nothing
     L2.mlp*0.5           the MLP writes half of what it did
+    L0E1=0               the expert writes nothing; =0.3 gives it the weight .3 for every token, chosen or not
     demo/417=8           the latent of the dictionary `demo` is held at 8; what the dictionary does not explain stays
     joy@3.resid_post+4   4 units further along the direction `joy`, taken at length 1
     joy@3.resid_post=0   projected out
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.causal.interventions import Part, named
+from interp.causal.interventions import Part, named, of_expert
 from interp.decoder.hooks import Edit
 from interp.decoder.loading import Model
 from interp.decoder.sites import components
@@ -82,7 +83,7 @@ def parse(
     writes: dict[str, list[tuple[Part, Spec]]] = {}
     for spec in split(specs):
         targets = components(
-            spec.component, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
+            spec.component, **model.counts,
             dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
             directions=directions or {},
         )  # fmt: skip
@@ -94,8 +95,9 @@ def parse(
                 )
             if spec.operator == "+" and component.kind not in ("latent", "direction", "neuron"):
                 raise InputError(f'"{spec.component}" is no number to add {spec.number:g} to: use =0 or *0.5.')
-            part = named(component, dictionaries or {}, directions or {})
-            writes.setdefault(component.site, []).append((part, spec))
+            is_expert = component.kind == "expert"
+            part = of_expert(component, "zero") if is_expert else named(component, dictionaries or {}, directions or {})
+            writes.setdefault(part.site, []).append((part, spec))
     return {site: edit_of(parts) for site, parts in writes.items()}
 
 

@@ -55,6 +55,17 @@ class Effects:
 
         return effects(self.rows[self.rows.kind != "random"], ticks=self.about.get("ticks"))
 
+    def by_class(self, method: str | None = None) -> Figure:
+        """The effects of a method (the first if not named) on a metric beside those on each class of token, with their
+        intervals. InputError where the run was not broken down by class."""
+        from interp.plots.classes import by_class
+
+        if not any("-" in metric for metric in self.rows.metric):
+            raise InputError(
+                'these effects are not broken down by class of token: ablate with classes, e.g. "built-in".'
+            )
+        return by_class(self.rows[self.rows.kind != "random"], method=method)
+
     def of(self, method: str, metric: str) -> np.ndarray:
         """Effect of each row on each prompt, float64 [row, prompt]."""
         return self.values[method, metric].astype(np.float64) - self.baseline[metric].astype(np.float64)

@@ -15,26 +15,33 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.decoder.sites import Component
-from interp.errors import UnknownName, nearest
+from interp.decoder.sites import Component, layer_site, short
+from interp.errors import InputError, UnknownName, nearest
 
 METHODS = {
     "zero": "a' = 0. Also removes what the part adds whatever the prompt is, so it can hurt where nothing was read "
     "from it; along a direction it is projecting out",
     "mean": "a'[n, t] = mean over the reference prompts of a[., t]. Keeps the constant; needs prompts of one form, for "
-    "position t must mean the same in each",
+    "position t must mean the same in each. Of an expert: the mean over all reference tokens sent to it, put where a "
+    "token is sent to it",
     "mean-all": "a'[n, t] = mean over reference prompts and positions. For text and prompts of several forms; blurs "
     "what only one position does",
     "resample": "a'[n, t] = a[n, t] on the corrupted prompt. Stays among values the model knows; removes only what "
     "differs between the pair",
     "shuffle": "a'[n, t] = a[m, t] on another prompt m of the same length. Removes what tells prompts apart; noisier "
     "than mean: one draw, fixed by the seed",
+    "forbid": "of an expert: its router logit is -inf, so its tokens go to the next best, weighted as the model weighs "
+    "those it chooses. What the others can do in its place, where zero leaves a gap",
+    "force": "of an expert: where it is not chosen it takes the place and the weight of the one with the least weight",
 }
 """What `ablate` puts in place of a part a [prompt, pos, ...], and when it misleads. Each also with "-frozen": the
 scales of all layer norms and all attention patterns from there on are held at their clean values, which leaves the
 direct effects and those through MLPs; "-frozen-ln" and "-frozen-pattern" hold one of the two. Li & Janson 2024,
 arXiv:2409.09951, compare zero, mean and resample; Wang et al. 2022, arXiv:2211.00593, section 2.1, argue for the
 mean."""
+
+OF_EXPERTS = frozenset({"forbid", "force"})
+"""Methods that send tokens to other experts, and say nothing of other components."""
 
 FROZEN = {"-frozen": frozenset({"ln", "pattern"}), "-frozen-ln": frozenset({"ln"}),
           "-frozen-pattern": frozenset({"pattern"})}  # fmt: skip
@@ -68,9 +75,13 @@ class Part(Protocol):
     def write(self, x: Tensor, new: Tensor) -> None: ...
 
 
+_OF_NUMBERS = ("hook_post", "hook_pre", "hook_router_logits", "hook_expert_weights")
+"""Sites whose indexed axis is the last."""
+
+
 @dataclass(frozen=True)
 class Whole:
-    """All of an activation, or one head or neuron of it: `index` on the axis after the positions."""
+    """All of an activation, or one head, neuron or expert of it: `index` on the axis after the positions."""
 
     site: str
     index: int | None = None
@@ -87,8 +98,8 @@ class Whole:
 
     @property
     def _after(self) -> int:
-        """Axes from the indexed one on: [head, d_head] or [neuron]."""
-        return 1 if self.site.endswith(("hook_post", "hook_pre")) else 2
+        """Axes from the indexed one on: [head, d_head], [expert, d_model] or [neuron]."""
+        return 1 if self.site.endswith(_OF_NUMBERS) else 2
 
     def write(self, x: Tensor, new: Tensor) -> None:
         self.pick(x).copy_(new)
@@ -146,13 +157,82 @@ class Latent:
         x += moved.detach().reshape(x.shape).to(x)
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What an expert writes (`expert_out`), at the tokens that are sent to it; at others it stays 0."""
+
+    site: str
+    index: int
+
+    @property
+    def shared(self) -> Any:
+        return self.site
+
+    def source(self, x: Float[Tensor, "... expert d_model"]) -> Float[Tensor, "... expert d_model"]:
+        return x
+
+    def pick(self, source: Tensor) -> Tensor:
+        return source[..., self.index, :]
+
+    def write(self, x: Tensor, new: Tensor) -> None:
+        written = self.pick(x)
+        sent = (written != 0).any(-1, keepdim=True)
+        if bool((sent & new.isnan()).any()):
+            raise InputError(
+                f"no reference token is sent to expert {self.index} of {short(self.site)}: it has no mean."
+            )
+        written.copy_(torch.where(sent, new, written))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Whether a token is sent to an expert, 1 or 0, told by the `expert_weights`. Where 1 is written and it is not, it
+    takes the weight of the expert with the least, which has none then."""
+
+    site: str
+    index: int
+
+    @property
+    def shared(self) -> Any:
+        return self.site
+
+    def source(self, x: Float[Tensor, "... expert"]) -> Float[Tensor, "... expert"]:
+        return x
+
+    def pick(self, source: Tensor) -> Tensor:
+        return (source[..., self.index] != 0).to(source)
+
+    def write(self, x: Tensor, new: Tensor) -> None:
+        sent = new.bool() & ~self.pick(x).bool()
+        least = torch.where(x != 0, x, torch.inf).min(-1, keepdim=True)
+        moved = x.scatter(-1, least.indices, 0).index_copy(
+            -1, torch.tensor([self.index], device=x.device), least.values
+        )
+        x.copy_(torch.where(sent[..., None], moved, x))
+
+
+def of_expert(expert: Component, method: str) -> Part:
+    """What a method changes of a mixture so that one expert is put aside, replaced or called for."""
+
+    def at(site: str) -> str:
+        return layer_site(expert.layer, site)
+
+    if method == "forbid":
+        return Whole(at("router_logits"), expert.index)
+    if method == "force":
+        return Chosen(at("expert_weights"), expert.index)
+    if method == "zero":
+        return Whole(at("expert_weights"), expert.index)
+    return (Routed if method in ("mean", "mean-all") else Whole)(at("expert_out"), expert.index)
+
+
 def named(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
     """The part that a component is; a latent of one of `dictionaries`, a direction of `directions`."""
     if component.kind == "latent":
         return Latent(component.site, dictionaries[component.of], component.index)
     if component.kind == "direction":
         return Along(component.site, directions[component.of])
-    return Whole(component.site, component.index if component.kind in ("head", "neuron") else None)
+    return Whole(component.site, component.index if component.kind in ("head", "neuron", "expert") else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,12 @@ Row = dict[str, Any]
 UNITS = {
     "head": ("z", "q", "k", "v", "pattern"),
     "neuron": ("post", "pre"),
+    "expert": ("expert_out", "expert_weights", "router_logits"),
 }
 """What the units of a site are called; those of a dictionary are its latents. `k` and `v` have the model's key-value
 heads, fewer than its heads where keys are grouped."""
 
-BY = ("layer", "head", "neuron", "latent", "position")
+BY = ("layer", "head", "neuron", "expert", "latent", "position")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _parts(
     dictionaries: Mapping[str, Any],
 ) -> list[tuple[Row, Part]]:
     """What is patched, layer by layer: the beginning of a row, and the part of the activation."""
-    units = [axis for axis in axes if axis in ("head", "neuron", "latent")]
+    units = [axis for axis in axes if axis in (*UNITS, "latent")]
     if site in dictionaries:
         if units not in ([], ["latent"]):
             raise InputError(f'by "{units[0]}" given: a dictionary such as "{site}" is patched by latent.')
@@ -115,20 +116,21 @@ def _parts(
     kind = short(names[0]).partition(".")[2]
     if not units:
         if components is not None:
-            raise InputError(f"components {components} given: they are patched by head, neuron or latent.")
+            raise InputError(f"components {components} given: they are patched by head, neuron, expert or latent.")
         return whole
     if len(units) > 1 or kind not in UNITS.get(units[0], ()):
         what = f"{units[0]}s"
         fitting = ", ".join(UNITS.get(units[0], ())) or "the name of a dictionary"
         raise InputError(f'site "{site}" has no {what}: by {units[0]} goes with {fitting}.')
-    n = {"head": model.n_kv_heads if kind in ("k", "v") else model.n_heads, "neuron": model.d_mlp or 0}[units[0]]
-    every = [Component(units[0], layer_of(name), index) for name in names for index in range(n)]
+    n = {"head": model.n_kv_heads if kind in ("k", "v") else model.n_heads, "neuron": model.d_mlp or 0}.get(units[0])
+    of_layer = {layer_of(name): model.mixtures.counts.get(layer_of(name)) if n is None else n for name in names}
+    every = [Component(units[0], layer, index) for layer, count in of_layer.items() for index in range(count)]
     if components is not None:
         wanted = set(_chosen(components, units[0], model, {}, n_heads=n if units[0] == "head" else model.n_heads))
         every = [component for component in every if component in wanted]
         if not every:
             raise InputError(f'components {components} given: none of them is in the layers of site "{site}".')
-    own = kind in ("z", "post")  # where a head and a neuron write: the site that their names stand for
+    own = kind in ("z", "post", "expert_out")  # where a head, ... writes: the site that their names stand for
     sites = {layer_of(name): name for name in names}
     return [
         (_row(c.name if own else f"{c.name}.{kind}", units[0] if own else kind, c.layer, c.index),
@@ -147,8 +149,7 @@ def _chosen(
 ) -> list[Component]:  # fmt: skip
     """The components named, which are all of one kind."""
     found = select(
-        names, n_layers=model.n_layers, n_heads=n_heads or model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
-        dictionaries=dictionaries,
+        names, **(model.counts | {"n_heads": n_heads or model.n_heads}), dictionaries=dictionaries,
     )  # fmt: skip
     if others := [c.name for c in found if c.kind != kind]:
         raise InputError(f'component "{others[0]}" is no {kind}: each is patched alone, by {kind}.')

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.causal.interventions import Part
+from interp.causal.interventions import Part, Routed
 from interp.data.tasks import Task
-from interp.decoder.hooks import captured
+from interp.decoder.hooks import captured, watch
 from interp.decoder.loading import Model
 from interp.errors import InputError
+
+EXPERTS_WRITE = 2**25
+"""Numbers at most that a layer's experts write in a pass, of which means are taken."""
 
 
 class Means:
@@ -22,10 +25,12 @@ class Means:
         self.sums: dict[object, Tensor] = {}
         self.counts = torch.zeros(task.length, dtype=torch.double)
         self.name, self.dtype = task.name, model.dtype
-        one_each = list({part.shared: part for part in parts}.values())
+        parts = list(parts)
+        self.routed = _routed(model, task, {part.site for part in parts if isinstance(part, Routed)})
+        one_each = list({part.shared: part for part in parts if not isinstance(part, Routed)}.values())
         sites = sorted({part.site for part in one_each})
         tokens = task.tokens("clean")
-        for start in range(0, len(task), batch):
+        for start in range(0, len(task) if one_each else 0, batch):
             rows = slice(start, start + batch)
             reach = torch.arange(task.length) < task.lengths[rows, None]
             self.counts += reach.sum(0)
@@ -40,8 +45,12 @@ class Means:
     def of(self, part: Part, length: int, *, by_position: bool) -> Float[Tensor, "pos ..."]:
         """The mean of a part at each of `length` positions; without `by_position` over all positions, the same at each.
 
-        InputError where no reference prompt is that long.
+        Of an expert, either way, the mean over all tokens that are sent to it. InputError where no reference prompt is
+        that long, or none of its tokens is sent to the expert.
         """
+        if isinstance(part, Routed):
+            total, count = (found[part.index] for found in self.routed[part.site])
+            return (total / count).to(self.dtype).expand(length, -1)
         total = self.sums[part.shared]
         if by_position and len(self.counts) < length:
             raise InputError(
@@ -54,6 +63,29 @@ class Means:
         else:
             mean = (total.sum(0) / self.counts.sum().to(total.device)).expand(length, *total.shape[1:])
         return part.pick(mean.to(self.dtype))
+
+
+def _routed(
+    model: Model, task: Task, sites: Iterable[str]
+) -> dict[str, tuple[Float[Tensor, "expert d_model"], Float[Tensor, " expert"]]]:
+    """For each site `expert_out`: sums over the tokens that are sent to an expert, and how many they are."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    at_once = max(1, EXPERTS_WRITE // (task.length * model.d_model * max(model.mixtures.counts.values(), default=1)))
+    for start in range(0, len(task) if sites else 0, at_once):
+        rows = slice(start, start + at_once)
+        reach = torch.arange(task.length) < task.lengths[rows, None]
+
+        def add(site: str, reach: Tensor = reach) -> Callable[[Tensor], None]:
+            def hook(value: Float[Tensor, "prompt pos expert d_model"]) -> None:
+                value = value[reach.to(value.device)]
+                new = value.double().sum(0), (value != 0).any(-1).double().sum(0)
+                found[site] = tuple(map(torch.add, found[site], new)) if site in found else new
+
+            return hook
+
+        with torch.no_grad():
+            watch(model, task.tokens("clean")[rows], {site: add(site) for site in sites})
+    return found
 
 
 def shuffled(task: Task, seed: int) -> Int[Tensor, "prompt pos"]:

@@ -42,6 +42,18 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return low, high
 
 
+def bootstrap_ratio(part: np.ndarray, whole: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile interval of sum(part) / sum(whole) over prompts, for each row of [row, prompt]; prompts are drawn
+    as in `bootstrap`, and a draw without any of the whole does not count. One prompt has no interval: NaN."""
+    n = part.shape[1]
+    if n < 2:
+        return np.full(len(part), np.nan), np.full(len(part), np.nan)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).T.astype(np.float64)
+    below = whole @ weights
+    low, high = np.nanquantile((part @ weights) / np.where(below, below, np.nan), [0.025, 0.975], axis=1)
+    return low, high
+
+
 def p_values(effect: np.ndarray, rounding: float = 0.0) -> np.ndarray:
     """Two-sided p of the paired t-test that a row's mean effect is 0; NaN with fewer than two prompts. 1 where no
     prompt's effect is above `rounding`: such a row is 0 but for the order of sums.

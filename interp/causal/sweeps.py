@@ -65,6 +65,7 @@ def activations(
 def tokens_at_once(model: Model, length: int) -> int:
     """How many tokens a stack may have: 40% of the free memory over what a block holds of one, within bounds."""
     floats = 12 * model.d_model + 8 * (model.d_mlp or 4 * model.d_model) + 4 * model.n_heads * length
+    floats += 3 * max(model.mixtures.counts.values(), default=0) * model.d_model
     if model.device.type == "cuda":
         free, most = torch.cuda.mem_get_info(model.device)[0], TOKENS_GPU
     else:
@@ -250,7 +251,8 @@ class _Batch:
         """What the donors have at the sites wanted now, and at as many of those wanted later as fit: a pass for them
         all."""
         later = [site for site in self.donor_sites if layer_of(site) >= min(map(layer_of, wanted))]
-        widest = max(self.model.d_model, self.model.d_mlp or 0) * len(self.prompts) * self.length
+        experts = max(self.model.mixtures.counts.values(), default=0)
+        widest = max(self.model.d_model * max(experts, 1), self.model.d_mlp or 0) * len(self.prompts) * self.length
         sites = dict.fromkeys([*wanted, *later[: DONATED // widest]])
         cache: dict[str, Tensor] = {}
 

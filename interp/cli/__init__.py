@@ -13,6 +13,7 @@ from interp.cli import (
     circuit,
     demo,
     direction,
+    experts,
     features,
     generate,
     heads,
@@ -44,6 +45,7 @@ app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 app.command("generate")(generate.generate)
 app.command("heads")(heads.heads)
+app.command("experts")(experts.experts)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
 app.add_typer(lens.app, name="lens")

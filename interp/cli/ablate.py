@@ -24,8 +24,10 @@ def ablate(
     model: options.ModelFlag = None,
     task: options.TaskFlag = None,
     corruption: options.Corruption = None,
-    components: Annotated[str | None, typer.Option(help="heads, mlps, neurons, L3H5,L2.mlp, L3H5+L4H1, ...")] = None,
-    method: Annotated[str | None, typer.Option(help="zero, mean, mean-all, resample, shuffle; with -frozen.")] = None,
+    components: Annotated[str | None, typer.Option(help="heads, mlps, neurons, experts, L3H5, L2.mlp+L4H1")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="zero, mean, resample, shuffle, ...; of experts forbid, force.")
+    ] = None,
     metric: options.Metric = None,
     position: Annotated[str | None, typer.Option(help='"all", an index (-1 the last), a label, or "each".')] = None,
     reference: Annotated[str | None, typer.Option(help="Prompts of the mean; the task's own if not given.")] = None,

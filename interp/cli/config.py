@@ -33,9 +33,12 @@ class Sweep(Asked):
 
     components: str | list[str | list[str]] = Field(
         "heads",
-        description="heads, mlps, attn, neurons, resid_pre; L3H5, L3N120; together [L3H5, L4H1]; heads-L3H5-L4H1.",
+        description="heads, mlps, attn, neurons, experts, resid_pre; L3H5, L3E2; together [L3H5, L4H1]; heads-L3H5.",
     )
-    method: Names = Field("mean", description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln.")
+    method: Names = Field(
+        "mean",
+        description="zero, mean, mean-all, resample, shuffle; each with -frozen, -frozen-ln; forbid, force.",
+    )
     position: int | str | list[int | str] = Field("all", description='"all", indices, labels of the task, or "each".')
     reference: str | None = Field(None, description="Prompts of the mean: a task, a .jsonl, or text:PATH.")
     classes: Names | None = Field(None, description='"built-in", names of classes, or a key of the labels.')
@@ -46,7 +49,7 @@ class PatchSweep(Asked):
     """What one sweep patches. At the top of the file a key holds for every sweep that does not say otherwise."""
 
     site: str = Field("resid_pre", description="resid_pre, z, q, attn_out, mlp_out, ..., 2-5.z, or a dictionary.")
-    by: Names = Field("layer,position", description="layer; with head, neuron or latent; with position.")
+    by: Names = Field("layer,position", description="layer; with head, neuron, expert or latent; with position.")
     components: Names | None = Field(None, description="Only these: L3H5, L4.heads, L3N120, demo/417.")
     method: str = Field("denoise", description="denoise, noise, or trace (noise on the subject, one state restored).")
     subject: str | None = Field(None, description="Of trace: the label that gets noise; else what is corrupted.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp.cli import options
 from interp.decoder.sites import axes, short
+
+if TYPE_CHECKING:
+    from interp.decoder.experts import Mixture
+    from interp.decoder.loading import Model
 
 app = typer.Typer(help="Models: info, check.", no_args_is_help=True)
 
@@ -24,10 +28,22 @@ def info(name: Name = "bundled", device: options.Device = None, dtype: options.D
 
     model = interp.load_model(name, device=device, dtype=dtype)
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
+    for layers, mixture in _mixtures(model).items():
+        print(f"{mixture.n} experts, {mixture.n_chosen} for a token, in layers {layers}")
     print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.device}")
     print(f"{model.fingerprint}, weights as trained")
     for site in model.sites:
-        print(f"  {short(site):<14} {site:<32} [{axes(site)}]")
+        print(f"  {short(site):<16} {site:<34} [{axes(site)}]")
+    for site in model.mixtures.read_only:
+        print(f"  {short(site):<16} {site:<34} [{axes(site)}]  read only")
+
+
+def _mixtures(model: Model) -> dict[str, Mixture]:
+    """Layers of experts that are as many, as text: "0, 1, 2"."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for layer, mixture in model.mixtures.items():
+        alike.setdefault((mixture.n, mixture.n_chosen), []).append(layer)
+    return {", ".join(map(str, layers)): model.mixtures[layers[0]] for layers in alike.values()}
 
 
 @app.command()

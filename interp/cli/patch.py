@@ -29,7 +29,7 @@ def patch(
         str | None, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, post, 2-5.z, a dictionary.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="layer; with head, neuron or latent; with position: layer,head,position.")
+        str | None, typer.Option(help="layer; with head, neuron, expert or latent; with position: layer,head,position.")
     ] = None,
     components: Annotated[str | None, typer.Option(help="Only these: L3H5, L4.heads, L3N120, demo/417.")] = None,
     method: Annotated[

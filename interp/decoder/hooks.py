@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.loading import Model
-from interp.decoder.sites import expand
+from interp.decoder.sites import READ_ONLY, expand, full, short
+from interp.errors import InputError
 
 Edit = Callable[[Tensor], Tensor]
 """An activation in, its replacement of the same shape out. The activation given must not be changed in place."""
@@ -46,7 +47,8 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
     known = set(model.inner)
     inner = [site for site in sites if site in known]
     others = [site for site in sites if site not in known]
-    names = inner + (expand(others, model.sites, model=f'"{model.name}"') if others or not inner else [])
+    known = model.sites + model.mixtures.read_only
+    names = inner + (expand(others, known, model=f'"{model.name}"') if others or not inner else [])
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def hook(value: Tensor) -> None:
@@ -60,9 +62,15 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
 
 @contextmanager
 def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Inside the block every forward pass has `edits[site](activation)` in place of the activation at `site`."""
+    """Inside the block every forward pass has `edits[site](activation)` in place of the activation at `site`.
+
+    InputError for a site that can only be read.
+    """
     functions, inner = {}, set(model.inner) if edits else set()
     for site, edit in edits.items():
+        if full(site) in model.mixtures.read_only:
+            layer, _, kind = short(full(site)).partition(".")
+            raise InputError(f'"{site}" can be read and not edited: edit {layer}.{READ_ONLY[kind]} in its place.')
         for name in [site] if site in inner else expand(site, model.sites, model=f'"{model.name}"'):
             functions[name] = edit
     with _hooked(model, functions):

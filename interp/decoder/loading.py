@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interp.decoder.experts import Mixtures
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
 from interp.errors import InputError, UnknownModel, nearest
 
@@ -54,7 +55,7 @@ class Model:
         self.n_kv_heads = int(cfg.n_key_value_heads or cfg.n_heads)
         self.d_model, self.d_head, self.d_mlp = int(cfg.d_model), int(cfg.d_head), _mlp_width(bridge)
         self.d_vocab, self.n_ctx = int(cfg.d_vocab), int(cfg.n_ctx)
-        self.has_mlp = not cfg.attn_only
+        self.has_mlp, self.mixtures = not cfg.attn_only, Mixtures(bridge)
         self.sites = self._sites()
 
     def __repr__(self) -> str:
@@ -71,8 +72,10 @@ class Model:
     @contextmanager
     def fused_attention(self) -> Iterator[None]:
         """Inside the block attention is torch's fused kernel (`sdpa`): faster, without a pattern in memory; no hook
-        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is."""
-        config = getattr(getattr(self.bridge, "original_model", None), "config", None)
+        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is, and
+        one whose attention that kernel does not have (the sinks of GPT-OSS)."""
+        built = getattr(self.bridge, "original_model", None)
+        config = getattr(built, "config", None) if getattr(built, "_supports_sdpa", False) else None
         before = getattr(config, "_attn_implementation", None)
         with self.lock, ExitStack() as stack:
             for block in self.bridge.blocks if before == "eager" else []:
@@ -125,7 +128,13 @@ class Model:
         return next(self.bridge.parameters()).dtype
 
     def hook_point(self, name: str) -> Any:
-        return self.bridge.hook_dict[name]
+        return self.mixtures.points.get(name) or self.bridge.hook_dict[name]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many components of each kind there are, as `interp.decoder.sites.components` takes them."""
+        return {"n_layers": self.n_layers, "n_heads": self.n_heads, "d_mlp": self.d_mlp, "has_mlp": self.has_mlp,
+                "experts": self.mixtures.counts}  # fmt: skip
 
     @property
     def plain_blocks(self) -> torch.nn.ModuleList | None:
@@ -165,7 +174,8 @@ class Model:
 
     def _sites(self) -> list[str]:
         """Every hook point offered, in the order of the forward pass; `tests/test_hooks.py` edits each one."""
-        known = self.bridge.hook_dict
+        known = {name for name in self.bridge.hook_dict if "hook_expert" not in name}  # those are of tokens in a row
+        known |= self.mixtures.points.keys() - set(self.mixtures.read_only)
         absent = () if self.has_mlp else ("pre", "post", "mlp_out", "resid_mid")
         absent += () if self.d_mlp else ("pre", "post")  # of a mixture of experts they would be d_model wide
         absent += () if _pattern_is_causal(self.bridge) else ("pattern",)
@@ -310,6 +320,8 @@ def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch
     digest = fingerprint(hf.config.to_dict(), hf.state_dict())
     commit = getattr(hf.config, "_commit_hash", None)
     hf.config._name_or_path = source
+    if dtype == torch.float64:
+        hf.config._experts_implementation = "eager"  # torch multiplies no groups of them
     plain = _plain_twin(hf.to(device))
     bridge = _bridge().boot_transformers(source, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype)
     bridge.eval()
@@ -360,6 +372,7 @@ def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tenso
         return None
     source = str(folder) if folder.exists() else model.name
     hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
+    hf.config._experts_implementation = getattr(model.plain.config, "_experts_implementation", None)
     return hf.to(model.device).eval()(tokens.to(model.device)).logits
 
 

@@ -24,10 +24,18 @@ LAYER_SITES = {
     "resid_mid": ("blocks.{}.hook_resid_mid", "d_model"),
     "pre": ("blocks.{}.mlp.hook_pre", "d_mlp"),
     "post": ("blocks.{}.mlp.hook_post", "d_mlp"),
+    "router_logits": ("blocks.{}.mlp.hook_router_logits", "expert"),
+    "router_probs": ("blocks.{}.mlp.hook_router_probs", "expert"),
+    "expert_weights": ("blocks.{}.mlp.hook_expert_weights", "expert"),
+    "expert_indices": ("blocks.{}.mlp.hook_expert_indices", "chosen"),
+    "expert_out": ("blocks.{}.mlp.hook_expert_out", "expert d_model"),
     "mlp_out": ("blocks.{}.hook_mlp_out", "d_model"),
     "resid_post": ("blocks.{}.hook_resid_post", "d_model"),
 }
 """Short name -> hook point, and the axes after `prompt pos` (a pattern has `prompt head query key`)."""
+
+READ_ONLY = {"router_probs": "router_logits", "expert_indices": "expert_weights"}
+"""Sites whose edit would change nothing, and what is edited in their place."""
 
 MODEL_SITES = {"embed": "hook_embed", "pos_embed": "hook_pos_embed", "final": "ln_final.hook_normalized"}
 """Hook points outside the blocks."""
@@ -97,8 +105,9 @@ def layer_of(name: str) -> int:
 @dataclass(frozen=True)
 class Component:
     """A part of an activation that can be replaced: a head `L3H5`, an attention layer `L3.attn`, an MLP `L3.mlp`, a
-    neuron `L3N120`, the residual stream `L3.resid_pre`, an embedding `embed`, a latent of a dictionary `demo/417`, a
-    direction in the residual stream `refusal@3.resid_post`. `of` names the dictionary or the direction."""
+    neuron `L3N120`, an expert `L3E2`, the residual stream `L3.resid_pre`, an embedding `embed`, a latent of a
+    dictionary `demo/417`, a direction in the residual stream `refusal@3.resid_post`. `of` names the dictionary or the
+    direction."""
 
     kind: str
     layer: int
@@ -109,8 +118,8 @@ class Component:
 
     @property
     def name(self) -> str:
-        if self.kind in ("head", "neuron"):
-            return f"L{self.layer}{'H' if self.kind == 'head' else 'N'}{self.index}"
+        if self.kind in _LETTER:
+            return f"L{self.layer}{_LETTER[self.kind]}{self.index}"
         if self.kind == "latent":
             return f"{self.of}/{self.index}"
         if self.kind == "direction":
@@ -119,7 +128,8 @@ class Component:
 
     @property
     def site(self) -> str:
-        """The hook point at which the component writes: `z` of a head, `post` of a neuron, `attn_out`, `mlp_out`."""
+        """The hook point at which the component writes: `z` of a head, `post` of a neuron, `expert_out`, `attn_out`,
+        `mlp_out`."""
         if self.at or self.kind in MODEL_SITES:
             return self.at or MODEL_SITES[self.kind]
         return layer_site(self.layer, _WRITES.get(self.kind, self.kind))
@@ -129,7 +139,8 @@ class Component:
         return (self,)
 
 
-_WRITES = {"head": "z", "neuron": "post", "attn": "attn_out", "mlp": "mlp_out"}
+_LETTER = {"head": "H", "neuron": "N", "expert": "E"}
+_WRITES = {"head": "z", "neuron": "post", "expert": "expert_out", "attn": "attn_out", "mlp": "mlp_out"}
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,12 @@ class Group:
 
 
 def _sets(
-    n_layers: int, n_heads: int, d_mlp: int | None, has_mlp: bool, dictionaries: Mapping[str, tuple[str, int]]
+    n_layers: int,
+    n_heads: int,
+    d_mlp: int | None,
+    has_mlp: bool,
+    experts: Mapping[int, int],
+    dictionaries: Mapping[str, tuple[str, int]],
 ) -> dict[str, list[Component]]:
     """Every set of components by its name."""
     sets: dict[str, list[Component]] = {
@@ -152,10 +168,11 @@ def _sets(
         "mlps": [Component("mlp", layer) for layer in range(n_layers) if has_mlp],
         "attn": [Component("attn", layer) for layer in range(n_layers)],
         "neurons": [Component("neuron", layer, n) for layer in range(n_layers) for n in range(d_mlp or 0)],
+        "experts": [Component("expert", layer, expert) for layer, n in experts.items() for expert in range(n)],
     }
     for kind in ("resid_pre", "resid_mid", "resid_post"):
         sets[kind] = [Component(kind, layer) for layer in range(n_layers) if has_mlp or kind != "resid_mid"]
-    for kind in ("heads", "neurons"):
+    for kind in ("heads", "neurons", "experts"):
         sets |= {f"L{layer}.{kind}": [c for c in sets[kind] if c.layer == layer] for layer in range(n_layers)}
     for name, (site, d_sae) in dictionaries.items():
         sets[f"{name}/*"] = [Component("latent", layer_of(site), n, name, site) for n in range(d_sae)]
@@ -169,17 +186,18 @@ def components(
     n_heads: int,
     d_mlp: int | None = 0,
     has_mlp: bool = True,
+    experts: Mapping[int, int] | None = None,
     dictionaries: Mapping[str, tuple[str, int]] | None = None,
     directions: Iterable[str] = (),
 ) -> list[Component | Group]:
     """Components that `names` select, each once, in the order given. A string may list several with commas.
 
-    Sets: "heads", "mlps", "attn", "neurons", "resid_pre", "resid_mid", "resid_post", of one layer "L3.heads",
-    "L3.neurons", all latents "demo/*". Together: "L3H5+L4H1" or a list within the list. All but some, together:
-    "heads-L3H5-L4H1", "heads+mlps-L3H5". `dictionaries`: name -> (hook point, latents). UnknownComponent, with the
-    nearest names, for any other.
+    Sets: "heads", "mlps", "attn", "neurons", "experts", "resid_pre", "resid_mid", "resid_post", of one layer
+    "L3.heads", "L3.neurons", "L3.experts", all latents "demo/*". Together: "L3H5+L4H1" or a list within the list. All
+    but some, together: "heads-L3H5-L4H1", "heads+mlps-L3H5". `experts`: layer -> how many it has; `dictionaries`:
+    name -> (hook point, latents). UnknownComponent, with the nearest names, for any other.
     """
-    sets = _sets(n_layers, n_heads, d_mlp if has_mlp else None, has_mlp, dictionaries or {})
+    sets = _sets(n_layers, n_heads, d_mlp if has_mlp else None, has_mlp, experts or {}, dictionaries or {})
     single = {c.name: c for members in sets.values() for c in members} | {"embed": Component("embed", -1)}
 
     def one(name: str) -> list[Component]:

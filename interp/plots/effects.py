@@ -29,7 +29,7 @@ PATCHING = {
 }
 """Methods that carry activations between runs, and how to read their `normalized`."""
 
-_COMPONENT = re.compile(r"L(\d+)(?:H(\d+)(?:\.\w+)?|\.(\w+))")
+_COMPONENT = re.compile(r"L(\d+)(?:([HE]\d+)(?:\.\w+)?|\.(\w+))")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def one_view(table: pd.DataFrame, *, method: str | None = None, metric: str | No
 
 
 def component_grid(table: pd.DataFrame) -> Grid | None:
-    """Heads, attention layers and MLPs of one method and metric, as layer x column; None if there are none.
+    """Heads, experts, attention layers and MLPs of one method and metric, as layer x column; None if there are none.
 
     Cells are `normalized` where patching gives it, else the effect. A component that stands at several positions shows
     the row with the largest effect.
@@ -116,7 +116,7 @@ def component_grid(table: pd.DataFrame) -> Grid | None:
         match = _COMPONENT.fullmatch(row["component"])
         if match is None:
             continue
-        key = (int(match[1]), f"H{match[2]}" if match[2] else match[3].replace("mlp", "MLP"))
+        key = (int(match[1]), match[2] or match[3].replace("mlp", "MLP"))
         if key not in cells or abs(row["effect"]) > abs(cells[key]["effect"]):
             cells[key] = row
     if not cells:
@@ -136,7 +136,8 @@ def component_grid(table: pd.DataFrame) -> Grid | None:
 
 
 def _column_order(column: str) -> tuple[int, int, str]:
-    return (0, int(column[1:]), "") if re.fullmatch(r"H\d+", column) else (1, 0, column)
+    """Heads, then experts, each by their number, then what is one a layer."""
+    return ("HE".index(column[0]), int(column[1:]), "") if re.fullmatch(r"[HE]\d+", column) else (2, 0, column)
 
 
 def _finite(row: Mapping[str, Any] | None, number: str) -> float | None:
@@ -153,15 +154,16 @@ def describe(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def head_map(table: pd.DataFrame) -> go.Figure:
-    """Layer x head heat map of one method and metric, with a column for the MLPs; every cell can be clicked.
+    """Layer x head (or expert) heat map of one method and metric, with a column for MLPs; every cell can be clicked.
 
     A click selects a point whose `customdata` is the component's name.
     """
     table = one_view(table)
     grid = component_grid(table)
-    assert grid is not None, "head_map needs heads, attention layers or MLPs"
+    assert grid is not None, "head_map needs heads, experts, attention layers or MLPs"
     figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
-    figure.update_layout(title=_title(table), xaxis_title=_near("head"), yaxis_title="layer")
+    unit = "expert" if grid.columns[0].startswith("E") else "head"
+    figure.update_layout(title=_title(table), xaxis_title=_near(unit), yaxis_title="layer")
     return figure
 
 
