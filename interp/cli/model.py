@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from interp.cli import options
+from interp.cli import options, weights
 from interp.decoder.sites import axes, short
 
-app = typer.Typer(help="Models: info, check.", no_args_is_help=True)
+app = typer.Typer(help="Models: info, check, convert, merge.", no_args_is_help=True)
+app.command()(weights.convert)
 
 Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a name on the hub.')]
 
