@@ -167,12 +167,23 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or not config[key] > 0:
             raise InputError(f"{where}: {key} {config.get(key)!r} given, where a number above 0 is right.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (config.get(key) or {}).items():
+            if not isinstance(value, int | float) or not value > 0 or not _compiles(pattern):
+                raise InputError(f"{where}: {key} {pattern!r}: {value!r} is no pattern with a number above 0.")
     for key, value in config.items():
         if key in HARMLESS or not value or (key == "bias" and value == "none"):
             continue
         raise InputError(f"{where}: {key} {json.dumps(value)} is not plain LoRA: merge it with peft, save that model.")
     if (start := config.get("init_lora_weights")) not in STARTS:
         raise InputError(f'{where}: init_lora_weights "{start}" changes the base\'s weights too: merge it with peft.')
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -194,7 +205,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _of(patterns: Mapping[str, Any] | None, name: str, otherwise: float) -> float:
+def _of(patterns: Mapping[str, int | float] | None, name: str, otherwise: int | float) -> int | float:
     """A module's own rank or alpha: that of the first pattern its name ends with."""
     return next((value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)), otherwise)
 
@@ -213,7 +224,9 @@ def _fingerprint(factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> str:
 def on_base(name: str, revision: str | None, adapter: str | Path | None) -> tuple[str, str | None, Adapter | None]:
     """The base's name and revision, and its adapter: `adapter`, or what is in the directory `name`. The base that an
     adapter names may stand beside it. InputError where it names none."""
-    if adapter is not None or not is_adapter(Path(name)):
+    if adapter is not None and is_adapter(Path(name)):
+        raise InputError(f'"{name}" is itself an adapter: the base of {adapter} is a whole model.')
+    if not is_adapter(Path(name)):
         return name, revision, None if adapter is None else read_adapter(adapter)
     found = read_adapter(name)
     if not found.base:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.decoder.adapters import Adapter, Live, is_adapter, on_base, read_adapter
+from interp.decoder.adapters import Adapter, Live, on_base, read_adapter
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
 from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
 from interp.errors import InputError, UnknownModel, nearest
@@ -272,7 +272,7 @@ def load_model(
     config = read_config(folder) if (folder / "config.json").exists() else None
     if config is None and (folder.exists() or name.startswith((".", "/"))):
         raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
-    if lora is not None and (is_adapter(folder) or (config or {}).get("format") == "transformer_lens"):
+    if lora is not None and (config or {}).get("format") == "transformer_lens":
         raise InputError(f'"{name}" cannot be the base of {lora.path}: a Hugging Face model can.')
     if config is not None and config.get("format") == "transformer_lens":
         return _load_transformer_lens(name, folder, config, device, _DTYPES[dtype])
