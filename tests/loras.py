@@ -13,7 +13,7 @@ def write_lora(folder, modules, *, base=None, seed=0, change=None, **config):
     folder = Path(folder)
     folder.mkdir(parents=True)
     said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 4, "lora_alpha": 8,
-            "target_modules": sorted({name.rpartition(".")[2] for name in modules}), "bias": "none",
+            "target_modules": sorted({".".join(name.split(".")[-2:]) for name in modules}), "bias": "none",
             "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False} | config  # fmt: skip
     draw, tensors, rank = torch.Generator().manual_seed(seed), {}, said["r"]
     for name, (d_in, d_out) in modules.items():

@@ -156,13 +156,21 @@ def test_what_is_not_plain_lora_is_refused_by_name(config, message, tiny_dir, tm
     assert "\n" not in str(error.value)
 
 
+def test_an_adapter_that_lacks_a_module_it_names_is_refused(tiny_dir, tmp_path):
+    from interp import InputError, load_model
+
+    folder = write_lora(tmp_path / "lora", dict(list(GPT2.items())[1:]))
+    with pytest.raises(InputError, match='no A and B of "transformer.h.0.attn.c_attn"'):
+        load_model(str(tiny_dir), adapter=folder)
+
+
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
         ({"transformer.h.7.attn.c_attn": (32, 96)}, "which its base has not"),
-        ({"transformer.h.0.attn.c_attn": (32, 32)}, "it is .32, 96."),
+        ({"transformer.h.0.attn.c_attn": (32, 32), "transformer.h.1.attn.c_attn": (32, 32)}, "it is .32, 96."),
         ({"lm_head": (32, 400)}, "whose weight another part of the base shares"),
-        ({"transformer.h.0.ln_1": (32, 32)}, "a LayerNorm: only float matrices"),
+        ({"transformer.ln_f": (32, 32)}, "a LayerNorm: only float matrices"),
     ],
 )
 def test_another_models_adapter_is_refused(modules, message, tiny_dir, tmp_path):

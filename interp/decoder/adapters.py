@@ -55,6 +55,8 @@ class Adapter:
     """The model it was trained on, as adapter_config.json names it."""
     revision: str | None
     factors: Mapping[str, tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"], float]]
+    targets: tuple[str, ...]
+    """Ends of names of the modules that it must adapt, all of them; empty where the config says it another way."""
     fingerprint: str
     """sha256 over the settings that scale it and every byte of A and B."""
 
@@ -62,6 +64,9 @@ class Adapter:
         """What it adds to each weight of its base, in float32 or wider, by the weight's name. WrongModel where `model`
         has no such modules, or of other sizes."""
         own, shared = dict(model.named_modules()), _shared(model)
+        wanted = [name for name in own if f".{name}".endswith(tuple(f".{target}" for target in self.targets))]
+        if missing := [name for name in wanted if name not in self.factors]:
+            raise InputError(f'{self.path} has no A and B of "{missing[0]}", which its target_modules name: cut off?')
         found = {}
         for name, (A, B, scale) in self.factors.items():
             module = own.get(name)
@@ -155,9 +160,10 @@ def read_adapter(folder: str | Path) -> Adapter:
             raise InputError(f'{folder}: "{name}" has rank {rank}, {CONFIG} says {said}.')
         alpha = _of(config.get("alpha_pattern"), name, config["lora_alpha"])
         factors[name] = (pair["A"], pair["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-    return Adapter(
-        str(folder), config.get("base_model_name_or_path"), config.get("revision"), factors, _fingerprint(factors)
-    )
+    some = any(config.get(key) for key in ("layers_to_transform", "layers_pattern", "exclude_modules"))
+    targets = () if some or not isinstance(config.get("target_modules"), list) else tuple(config["target_modules"])
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    return Adapter(str(folder), base, revision, factors, targets, _fingerprint(factors))
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
