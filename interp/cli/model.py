@@ -11,6 +11,7 @@ from interp.decoder.sites import axes, short
 
 app = typer.Typer(help="Models: info, check, convert, merge.", no_args_is_help=True)
 app.command()(weights.convert)
+app.command()(weights.merge)
 
 Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a name on the hub.')]
 

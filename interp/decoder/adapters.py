@@ -64,9 +64,6 @@ class Adapter:
         """What it adds to each weight of its base, in float32 or wider, by the weight's name. WrongModel where `model`
         has no such modules, or of other sizes."""
         own, shared = dict(model.named_modules()), _shared(model)
-        wanted = [name for name in own if f".{name}".endswith(tuple(f".{target}" for target in self.targets))]
-        if missing := [name for name in wanted if name not in self.factors]:
-            raise InputError(f'{self.path} has no A and B of "{missing[0]}", which its target_modules name: cut off?')
         found = {}
         for name, (A, B, scale) in self.factors.items():
             module = own.get(name)
@@ -87,6 +84,9 @@ class Adapter:
             if delta.shape != weight.shape:
                 raise WrongModel(f'{self.path} adapts "{name}" by {tuple(delta.shape)}, it is {tuple(weight.shape)}.')
             found[f"{name}.weight"] = delta
+        wanted = [name for name in own if f".{name}".endswith(tuple(f".{target}" for target in self.targets))]
+        if missing := [name for name in wanted if name not in self.factors]:
+            raise InputError(f'{self.path} has no A and B of "{missing[0]}", which its target_modules name: cut off?')
         return found
 
     def about(self, base: str, merged: str) -> dict[str, Any]:

@@ -54,11 +54,17 @@ def check_hub(name: str, revision: str | None) -> None:
         ) from None
 
 
+_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the model: without paths, versions and dtype."""
+    return {key: value for key, value in config.items() if key not in _VOLATILE}
+
+
 def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """sha256 over the config (without paths and versions) and every weight's name, dtype, shape and bytes."""
-    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
-    kept = {key: value for key, value in config.items() if key not in volatile}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(settings(config), sort_keys=True, default=str).encode())
     for name in sorted(state):
         value = state[name].detach().contiguous().cpu()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
