@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, demo, features, generate, model, patch, record, runs, sae, store, task
+from interp.cli import ablate, circuit, compare, demo, features, generate, model, patch, record, runs, sae, store, task
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -26,6 +26,7 @@ app.add_typer(sae.app, name="sae")
 app.command("task")(task.task)
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
+app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
