@@ -211,10 +211,23 @@ def test_a_broken_adapter_is_one_line(lora, tiny_dir, tmp_path):
     write_lora(tmp_path / "lora", GPT2)
     refused("names no base", base=None)
     refused("is itself an adapter", base=str(lora))
+    shutil.rmtree(tmp_path / "lora")
+    write_lora(tmp_path / "lora", GPT2, base=str(lora))
+    refused("is itself an adapter", base=None)
     with pytest.raises(InputError, match="no adapter to be kept apart"):
         load_model(str(tiny_dir), merged=False)
     with pytest.raises(InputError, match="no live adapter"), load_model(str(tiny_dir)).adapted(False):
         pass
+
+
+def test_the_command_says_what_is_on_what(lora, tiny_dir, capsys):
+    from interp.cli import main
+
+    assert main(["model", "info", str(tiny_dir), "--adapter", str(lora)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"LoRA on {tiny_dir}, merged: sha256:")
+    assert main(["model", "info", str(lora)]) == 0 and capsys.readouterr().out == said
+    assert main(["model", "info", str(tiny_dir), "--adapter", "nothing"]) == 2
 
 
 def test_a_base_may_stand_beside_its_adapter(lora, tiny_dir, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,14 +18,21 @@ Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a na
 
 
 @app.command()
-def info(name: Name = "bundled", device: options.Device = None, dtype: options.Dtype = "float32") -> None:
+def info(
+    name: Name = "bundled",
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA directory to be merged into it.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+) -> None:
     """Sizes, fingerprint and hook points of a model.
 
     Example: interp model info bundled
     """
     import interp
 
-    model = interp.load_model(name, device=device, dtype=dtype)
+    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter)
+    if model.adapter is not None:
+        print(f"LoRA on {model.adapter['base']}, merged: {model.adapter['fingerprint']}")
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
     print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.device}")
     print(f"{model.fingerprint}, weights as trained")

@@ -230,13 +230,17 @@ def _fingerprint(factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> str:
 def on_base(name: str, revision: str | None, adapter: str | Path | None) -> tuple[str, str | None, Adapter | None]:
     """The base's name and revision, and its adapter: `adapter`, or what is in the directory `name`. The base that an
     adapter names may stand beside it. InputError where it names none."""
-    if adapter is not None and is_adapter(Path(name)):
-        raise InputError(f'"{name}" is itself an adapter: the base of {adapter} is a whole model.')
-    if not is_adapter(Path(name)):
-        return name, revision, None if adapter is None else read_adapter(adapter)
-    found = read_adapter(name)
-    if not found.base:
-        raise InputError(f"{name}/{CONFIG} names no base: load_model(BASE, adapter={name!r}).")
-    beside = Path(name) / found.base
-    base = str(beside) if not Path(found.base).exists() and beside.exists() else found.base
-    return base, revision or found.revision, found
+    if adapter is not None:
+        found, base = read_adapter(adapter), name
+    elif is_adapter(Path(name)):
+        found = read_adapter(name)
+        if not found.base:
+            raise InputError(f"{name}/{CONFIG} names no base: load_model(BASE, adapter={name!r}).")
+        beside = Path(name) / found.base
+        base = str(beside) if not Path(found.base).exists() and beside.exists() else found.base
+        revision = revision or found.revision
+    else:
+        return name, revision, None
+    if is_adapter(Path(base)):
+        raise InputError(f'"{base}" is itself an adapter: the base of {found.path} is a whole model.')
+    return base, revision, found

@@ -318,6 +318,8 @@ def _load_hugging_face(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
+    if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
+        raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
     hf.eval()
     live = None
     if adapter is not None:

@@ -13,6 +13,7 @@ from interp.plots.colours import BLUE, GREY, RED
 from interp.plots.effects import LOWER_IS_BETTER, clickable, component_grid, footnote, one_view, scale
 from interp.plots.labels import escaped
 
+_POINTS = "points: blue where q < .05, with the 95% interval of the difference; dotted: the same in both"
 NAMED = 6
 """Components named in the scatter: those of the largest differences."""
 
@@ -28,24 +29,26 @@ def comparison(table: pd.DataFrame, a: str, b: str) -> go.Figure:
         figure = go.Figure(_scatter(table))
     else:
         signs = scale(table["difference"], metric, method=method)
-        signs = replace(signs, formula="difference = effect in B - effect in A; red = needed more in B")
+        signs = replace(signs, formula="difference = effect in B - effect in A; red = needed more in B, blue = less")
         chart = clickable(grid.values, grid.columns, grid.rows, grid.names, _hover(grid.names, table), signs)
         wide = min(max(0.62, len(grid.columns) * 0.03), 0.7)
         figure = make_subplots(1, 2, column_widths=[wide, 1 - wide], horizontal_spacing=0.16)
         figure.add_traces(chart.data, rows=1, cols=1)
         figure.data[0].colorbar.update(x=wide - 0.07, thickness=10)
         figure.update_xaxes(chart.layout.xaxis.to_plotly_json() | {"title": "head"}, row=1, col=1)
-        figure.update_yaxes(chart.layout.yaxis.to_plotly_json() | {"title": "layer"}, row=1, col=1)
+        figure.update_yaxes(
+            chart.layout.yaxis.to_plotly_json() | {"title": "layer", "ticklabelstandoff": 5}, row=1, col=1
+        )
         figure.add_traces(_scatter(table), rows=1, cols=2)
         figure.update_layout(hovermode="closest", hoverdistance=-1, clickmode="event+select")
-        figure.add_annotation(footnote(signs.formula))
+        figure.add_annotation(footnote(f"{signs.formula}<br>{_POINTS}") | {"align": "left", "yshift": -88})
     last = {"row": 1, "col": 2} if grid is not None else {}
     line = {"zeroline": True, "zerolinecolor": "rgb(220,220,220)", "gridcolor": "rgb(240,240,240)"}
     figure.update_xaxes(line | {"title": "effect in A"}, **last)
     figure.update_yaxes(line | {"title": "effect in B"}, **last)
     figure.update_layout(
         title=escaped(f"{method} ablation: {metric}, n = {n}") + f"<br><sub>A {escaped(a)}; B {escaped(b)}</sub>",
-        plot_bgcolor="white", showlegend=False, margin={"l": 60, "r": 20, "t": 70, "b": 85},
+        plot_bgcolor="white", showlegend=False, margin={"l": 60, "r": 20, "t": 70, "b": 112},
         height=max(400, 28 * (len(grid.rows) if grid else 0) + 150),
     )  # fmt: skip
     return figure
@@ -84,8 +87,8 @@ def _scatter(table: pd.DataFrame) -> list[go.Scatter]:
 
 def along(table: pd.DataFrame, a: str, b: str) -> go.Figure:
     """Each task's metric at models between A (t = 0) and B (t = 1), with its 95% band; dotted, the straight line
-    between the ends. Where the largest distance to the worse side is sure, it is written beside its place: the
-    barrier."""
+    between the ends. In loss, the largest height above it is written beside its place where its interval is above 0:
+    the barrier."""
     panels = list(table.groupby(["task", "metric"], sort=False))
     titles = [escaped(f"{task}: {metric}") for (task, metric), _ in panels]
     figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.12)
@@ -94,7 +97,7 @@ def along(table: pd.DataFrame, a: str, b: str) -> go.Figure:
         fill = GREY.replace("rgb", "rgba").replace(")", ",.22)")
         figure.add_scatter(
             x=[*rows["t"], *rows["t"][::-1]], y=[*rows["ci_high"], *rows["ci_low"][::-1]], fill="toself",
-            fillcolor=fill, line={"width": 0}, hoverinfo="skip", **where,
+            fillcolor=fill, mode="lines", line={"width": 0}, hoverinfo="skip", **where,
         )  # fmt: skip
         figure.add_scatter(
             x=[0, 1], y=rows["value"].iloc[[0, -1]], mode="lines", line={"color": GREY, "dash": "dot", "width": 1},
@@ -109,12 +112,11 @@ def along(table: pd.DataFrame, a: str, b: str) -> go.Figure:
             x=rows["t"], y=rows["value"], mode="lines+markers", line={"color": BLUE}, hovertext=hover,
             hoverinfo="text", **where,
         )  # fmt: skip
-        worse = 1 if metric.partition("-")[0] in LOWER_IS_BETTER else -1
-        peak = rows.loc[(worse * rows["above"]).idxmax()]
-        if min(worse * peak["above_low"], worse * peak["above_high"]) > 0:
+        peak = rows.loc[rows["above"].idxmax()]
+        if metric.partition("-")[0] in LOWER_IS_BETTER and peak["above_low"] > 0:
             figure.add_annotation(
-                x=peak["t"], y=peak["value"], text=f"barrier {abs(peak['above']):.3g}", font={"color": RED},
-                ay=-30 * worse, ax=0, arrowcolor=RED, **where,
+                x=peak["t"], y=peak["value"], text=f"barrier {peak['above']:.3g}", font={"color": RED}, ay=-30, ax=0,
+                arrowcolor=RED, **where,
             )  # fmt: skip
         figure.update_xaxes(title="t", gridcolor="rgb(240,240,240)", **where)
         figure.update_yaxes(title=escaped(metric), gridcolor="rgb(240,240,240)", **where)
