@@ -74,6 +74,17 @@ def test_a_directory_names_its_base_and_results_say_both(lora, tiny_model):
     assert live.provenance() == said
 
 
+def test_in_bfloat16_live_is_merged_to_the_bit_and_off_is_the_base(lora, tiny_dir):
+    from interp import load_model
+
+    merged, base = (load_model(str(name), dtype="bfloat16") for name in (lora, tiny_dir))
+    live, tokens = load_model(str(lora), dtype="bfloat16", merged=False), tokens_of(base)
+    with live.adapted(), live.adapted(0.3), live.adapted(1):
+        assert torch.equal(live(tokens), merged(tokens))
+    with live.adapted(0):
+        assert torch.equal(live(tokens), base(tokens)) and not torch.equal(base(tokens), merged(tokens))
+
+
 def test_half_an_adapter_is_half_its_weights(lora, tiny_model):
     from interp import load_model
     from interp.decoder.weights import parameters
@@ -143,6 +154,8 @@ def test_it_is_peft(lora, tiny_dir, tmp_path):
         ({"init_lora_weights": "pissa"}, '"pissa" changes the base'),
         ({"peft_type": "IA3"}, 'peft_type "IA3"'),
         ({"alpha_pattern": {"(": 2}}, "no pattern with a number"),
+        ({"rank_pattern": [1]}, "rank_pattern .1. given, where names with numbers"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path 3 given, where a name"),
         ({"lora_alpha": "x"}, "lora_alpha 'x'"),
         ({"rank_pattern": {"c_attn": 8}}, "rank 4, adapter_config.json says 8"),
     ],

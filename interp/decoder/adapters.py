@@ -166,6 +166,9 @@ def read_adapter(folder: str | Path) -> Adapter:
     return Adapter(str(folder), base, revision, factors, targets, _fingerprint(factors))
 
 
+_KINDS = {str: "a name", dict: "names with numbers"}
+
+
 def _check(config: Mapping[str, Any], folder: Path) -> None:
     where = folder / CONFIG
     if config.get("peft_type") != "LORA":
@@ -173,6 +176,14 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or not config[key] > 0:
             raise InputError(f"{where}: {key} {config.get(key)!r} given, where a number above 0 is right.")
+    for key, kind in (
+        ("base_model_name_or_path", str),
+        ("revision", str),
+        ("rank_pattern", dict),
+        ("alpha_pattern", dict),
+    ):
+        if not isinstance(config.get(key) or kind(), kind):
+            raise InputError(f"{where}: {key} {config[key]!r} given, where {_KINDS[kind]} is right.")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (config.get(key) or {}).items():
             if not isinstance(value, int | float) or not value > 0 or not _compiles(pattern):
