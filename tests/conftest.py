@@ -158,3 +158,34 @@ def make_model(tiny_dir, tmp_path_factory):
         return load_model(str(folder))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Twenty documents, short and of several windows, with duplicates, an empty one and one in another script."""
+    from texts import some_texts
+
+    texts = some_texts(20, longest=40)
+    texts[7] = texts[3]
+    texts[10] = ""
+    texts[11] = "Мария пошла в магазин и дала сумку Ивану. OK"
+    texts[19] = texts[0]
+    return texts
+
+
+@pytest.fixture(scope="session")
+def jsonl(texts, tmp_path_factory):
+    from texts import write_jsonl
+
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "some.jsonl", texts)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """Two files, enough for a worker to be far ahead and still at work."""
+    from texts import some_texts, write_jsonl
+
+    folder = tmp_path_factory.mktemp("large")
+    for name in ("a", "b"):
+        write_jsonl(folder / f"{name}.jsonl", [f"{name} {text}" for text in some_texts(600, longest=270)])
+    return folder

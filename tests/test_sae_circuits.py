@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -376,73 +374,3 @@ def test_what_cannot_be_is_refused_by_name(circuit, tiny_model, pairs, two, make
     other = replace(circuit, about=circuit.about | {"model": {"name": "other", "fingerprint": "sha256:0"}})
     with pytest.raises(WrongModel, match="load that model"):
         other.verify(tiny_model, pairs, two)
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
-
-
-@pytest.fixture
-def workspace(tmp_path, make_dictionary, tiny_model, pairs):
-    """Two dictionaries and prompts; the command's flags are in `base` of it."""
-    from sae.files import save
-
-    for name, where in {"one": {"site": FIRST}, "two": {"seed": 3}}.items():
-        save(make_dictionary(**where, model=tiny_model.provenance()), tmp_path / "saes" / name)
-    save(make_dictionary(model={"name": "other", "fingerprint": "sha256:0"}), tmp_path / "saes" / "theirs")
-    pairs.save(tmp_path / "pairs.jsonl")
-    return tmp_path
-
-
-def run(workspace, tiny_dir, *arguments):
-    from interp.cli import main
-
-    base = ["--model", str(tiny_dir), "--task", str(workspace / "pairs.jsonl"), "--workspace", str(workspace)]
-    return main(["circuit", "features", *base, *arguments])
-
-
-def test_the_command_writes_a_run_that_loads(workspace, tiny_dir, capsys):
-    import sae
-
-    flags = ["--sae", "one", "--sae", "two", "--force", "--n-nodes", "9", "--steps", "3", "--verify", "7"]
-    assert run(workspace, tiny_dir, *flags, "--out", "f") == 0
-    printed = capsys.readouterr().out
-    assert "faithfulness" in printed and "random nodes" in printed and "7 random nodes: Spearman" in printed
-    folder = workspace / "runs/f"
-    about = json.loads((folder / "run.json").read_text())
-    assert (
-        about["kind"] == "circuit-features" and about["status"] == "done" and about["config"]["sae"] == ["one", "two"]
-    )
-    circuit = sae.FeatureCircuit.load(folder)
-    assert circuit.n_nodes == 9 and set(circuit.table().dictionary) == {"one", "two"}
-    assert (
-        len(pd.read_parquet(folder / "verdict.parquet")) == 4 and len(pd.read_parquet(folder / "verified.parquet")) == 7
-    )
-    assert 'src="http' not in (folder / "figure.html").read_text() and (folder / "prompts.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sae", "theirs", "--force"], 'trained on "other"'),
-        (["--sae", "on"], "Nearest: one"),
-        ([], "--sae demo"),
-        (["--sae", "one", "--sae", "one"], "a name of its own"),
-        (["--sae", "one", "--n-nodes", "0"], "n_nodes"),
-        (["--sae", "one", "--metric", "accuracy"], "no slope"),
-        (["--sae", "one", "--baseline", "men"], "Nearest: mean"),
-        (["--sae", "one", "--force", "--task", "{alone}"], 'without "corrupted"'),
-        (["--sae", "one", "--task", "iio"], "Nearest: ioi"),
-    ],
-)
-def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, workspace, tiny_dir, pairs, capsys):
-    from dataclasses import replace
-
-    alone = workspace / "alone.jsonl"
-    replace(pairs, prompts=[replace(prompt, corrupted_tokens=None) for prompt in pairs.prompts]).save(alone)
-    arguments = [str(alone) if argument == "{alone}" else argument for argument in arguments]
-    capsys.readouterr()
-    assert run(workspace, tiny_dir, *arguments) == 2
-    assert message in one_line(capsys) and not (workspace / "runs").exists()

@@ -58,6 +58,14 @@ def split(specs: str | Sequence[str]) -> list[Spec]:
     return [Spec.of(text) for given in ([specs] if isinstance(specs, str) else specs) for text in given.split(",")]
 
 
+def owners(specs: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of the dictionaries and of the directions that the edits speak of."""
+    components = [spec.component for spec in split(specs)]
+    directions = {name.partition("@")[0] for name in components if "@" in name}
+    latents = {piece.rpartition("/")[0] for name in components if "@" not in name for piece in name.split("+")}
+    return sorted(latents - {""}), sorted(directions)
+
+
 def parse(
     model: Model,
     specs: str | Sequence[str],

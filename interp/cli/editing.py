@@ -19,14 +19,11 @@ def read(specs: Sequence[str] | None, model: Model, workspace: str | Path) -> di
     safetensors file."""
     from interp.causal import edits
 
-    wanted = edits.split(specs) if specs else []
-    named = [spec.component for spec in wanted]
-    vectors = {name.partition("@")[0] for name in named if "@" in name}
-    latents = {piece.rpartition("/")[0] for name in named if "@" not in name for piece in name.split("+")} - {""}
+    latents, vectors = edits.owners(specs or [])
     return edits.parse(
         model, specs or [],
-        dictionaries={name: dictionary(name, str(workspace), model) for name in sorted(latents)},
-        directions={name: direction(name, workspace, model) for name in sorted(vectors)},
+        dictionaries={name: dictionary(name, str(workspace), model) for name in latents},
+        directions={name: direction(name, workspace, model) for name in vectors},
     )  # fmt: skip
 
 
