@@ -166,7 +166,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     return Adapter(str(folder), base, revision, factors, targets, _fingerprint(factors))
 
 
-_KINDS = {str: "a name", dict: "names with numbers"}
+_NAME, _PATTERNS = (str, "a name"), (dict, "names with numbers")
+_KINDS = {"base_model_name_or_path": _NAME, "revision": _NAME, "rank_pattern": _PATTERNS, "alpha_pattern": _PATTERNS}
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
@@ -176,14 +177,9 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or not config[key] > 0:
             raise InputError(f"{where}: {key} {config.get(key)!r} given, where a number above 0 is right.")
-    for key, kind in (
-        ("base_model_name_or_path", str),
-        ("revision", str),
-        ("rank_pattern", dict),
-        ("alpha_pattern", dict),
-    ):
+    for key, (kind, right) in _KINDS.items():
         if not isinstance(config.get(key) or kind(), kind):
-            raise InputError(f"{where}: {key} {config[key]!r} given, where {_KINDS[kind]} is right.")
+            raise InputError(f"{where}: {key} {config[key]!r} given, where {right} is right.")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (config.get(key) or {}).items():
             if not isinstance(value, int | float) or not value > 0 or not _compiles(pattern):

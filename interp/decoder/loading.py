@@ -121,7 +121,7 @@ class Model:
             return logits[:, -1], cache
 
     @contextmanager
-    def adapted(self, scale: bool | float = True) -> Iterator[None]:
+    def adapted(self, scale: bool | int | float = True) -> Iterator[None]:
         """Inside the block the live adapter counts `scale` times: False (0) is the base, True (1) as trained.
         InputError for a model that has none."""
         if self.live is None:
@@ -312,9 +312,8 @@ def _load_hugging_face(
         hf = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True
         )
-        tokenizer = (
-            None if folder and not has_tokenizer(folder) else AutoTokenizer.from_pretrained(source, revision=revision)
-        )
+        named = folder is None or has_tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if named else None
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
