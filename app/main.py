@@ -20,9 +20,21 @@ st.html(STYLE)
 page = st.navigation(
     [
         st.Page(state.RUNS, title="Runs", default=True),
+        st.Page(state.PROMPT, title="Prompt", url_path="prompt"),
+        st.Page(state.ATTENTION, title="Attention", url_path="attention"),
         st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
+        st.Page(state.PATCHING, title="Patching", url_path="patching"),
+        st.Page(state.CIRCUIT, title="Circuit", url_path="circuit"),
         st.Page(state.FEATURES, title="Features", url_path="features"),
+        st.Page(state.FEATURE, title="Feature", url_path="feature"),
+        st.Page(state.STEER, title="Steer", url_path="steer"),
+        st.Page(state.TRAINING, title="Training", url_path="training"),
+        st.Page(state.LISTS, title="Lists", url_path="lists"),
+        st.Page(state.JOBS, title="Jobs", url_path="jobs"),
     ],
     position="top",
 )
-page.run()
+try:
+    page.run()
+except Exception as error:  # whatever a file of the workspace made a page do
+    state.problem("This page cannot be shown: a file of the workspace is not what it should be.", error)

@@ -1,4 +1,4 @@
-"""What the app is looking at: the workspace it was started on, the Focus in the URL, and cached readers of files.
+"""What the app is looking at: the workspace it was started on, its results, and the Focus in the URL.
 
 A result is named by its folder's name; a name with a separator or `..` in it, and a folder or file that leads out of
 the workspace through a link, are not there as far as the app can see.
@@ -7,39 +7,70 @@ the workspace through a link, are not there as far as the app can see.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
 
+from app import files
 from interp import runs
-from interp.causal.effects import Effects
-from interp.errors import InputError, MissingFile, UnknownName, nearest
-from sae.features import Features
+from interp.errors import InputError, UnknownName, nearest
+
+if TYPE_CHECKING:
+    pass
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
-RUNS, ABLATION, FEATURES = "views/runs.py", "views/ablation.py", "views/features.py"
+RUNS, TRAINING = "views/runs.py", "views/training.py"
+ABLATION, PATCHING, CIRCUIT = "views/ablation.py", "views/patching.py", "views/circuit.py"
+FEATURES, FEATURE = "views/features.py", "views/feature.py"
+PROMPT, ATTENTION, STEER = "views/prompt.py", "views/attention.py", "views/steer.py"
+JOBS, LISTS = "views/jobs.py", "views/lists.py"
+PAGE_OF = {
+    "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
+    "generate": STEER,
+}  # fmt: skip
+"""The page that shows a run of a kind; that of any other is the home page with `?run=`."""
 
 _NAME = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _VALID = {
     "run": _NAME,
+    "other": _NAME,
     "store": _NAME,
     "sae": _NAME,
+    "model": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/-]{0,127}",
     "method": r"[A-Za-z0-9_-]{1,40}",
     "metric": r"[A-Za-z0-9_-]{1,40}",
+    "site": r"[A-Za-z0-9._*-]{1,128}",
     "head": r"[A-Za-z0-9._/+@-]{1,140}",
+    "edge": r"[A-Za-z0-9._/<>-]{1,300}",
     "pos": r"[A-Za-z0-9_+-]{1,40}",
+    "prompt": r"\d{1,7}",
     "feature": r"\d{1,7}",
+    "n": r"\d{1,7}",
+    "text": r"(?s).{1,2000}",
+    "edit": r"[A-Za-z0-9._/+@=*, -]{1,400}",
+    "where": r"[a-z0-9, -]{1,60}",
+    "side": "clean|corrupted",
+    "weigh": "value|difference",
+    "patterns": "live|frozen",
+    "temperature": r"\d(\.\d{1,3})?",
+    "seed": r"\d{1,7}",
+    "job": _NAME,
+    "form": r"[a-z-]{1,40}",
+    "list": _NAME,
 }
+_NUMBERS = ("prompt", "feature", "n", "seed")
 
 
 @dataclass(frozen=True)
@@ -48,17 +79,46 @@ class Focus:
 
     run: str | None = None
     """Name of a folder in runs/."""
+    other: str | None = None
+    """The run that `run` is held against."""
     store: str | None = None
     """Name of a folder in stores/."""
     sae: str | None = None
     """Name of a folder in saes/."""
+    model: str | None = None
     method: str | None = None
     metric: str | None = None
+    site: str | None = None
     head: str | None = None
-    """The component: `L3H5`, or another that a map shows, such as `L3.mlp`."""
+    """The component: `L3H5`, or another that a map shows, such as `L3.mlp` or `demo/417`."""
+    edge: str | None = None
+    """An edge of a graph: `a0.h1->a3.h5<q>`."""
     pos: str | None = None
+    prompt: int | None = None
+    """The prompt's number in prompts.jsonl, from 0."""
     feature: int | None = None
     """The latent's number."""
+    n: int | None = None
+    """How many, of what a page shows the strongest of."""
+    text: str | None = None
+    """What was typed in for a model to read."""
+    edit: str | None = None
+    """What is changed in the run that is looked at: `L3H5=0, demo/417=8`."""
+    where: str | None = None
+    """Positions that are edited: all, prompt, new, or numbers."""
+    side: str | None = None
+    """Which prompt of a pair: clean or corrupted."""
+    weigh: str | None = None
+    """`value`: attention times the length of what is written; `difference`: of two runs."""
+    patterns: str | None = None
+    temperature: str | None = None
+    seed: int | None = None
+    job: str | None = None
+    """Name of a folder in jobs/."""
+    form: str | None = None
+    """Which command the page of jobs asks for."""
+    list: str | None = None
+    """Name of a list of components."""
 
     def query(self, **changes: Any) -> dict[str, str]:
         """The parameters of a link to this focus, or to this focus with some fields changed."""
@@ -69,12 +129,19 @@ class Focus:
 
 def read_focus() -> Focus:
     """The Focus of the URL; what does not have the form of its field is left out, and the page says so."""
-    values: dict[str, Any] = {name: st.query_params[name] for name in _VALID if name in st.query_params}
-    bad = [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]
+    focus, bad = _parsed()
     if bad:
         st.warning(f"Ignored in the address, not the form of a name or number: {', '.join(bad)}.")
-    values = {name: int(v) if name == "feature" else v for name, v in values.items() if name not in bad}
-    return Focus(**values)
+    return focus
+
+
+def _parsed() -> tuple[Focus, list[str]]:
+    """The Focus of the URL, and the names of the fields that are not as they should be."""
+    given = st.query_params.to_dict()
+    values = {name: given[name] for name in _VALID if name in given}
+    bad = [name for name, value in values.items() if not re.fullmatch(_VALID[name], value)]
+    good = {name: value for name, value in values.items() if name not in bad}
+    return Focus(**{name: int(value) if name in _NUMBERS else value for name, value in good.items()}), bad
 
 
 def write_focus(**changes: Any) -> None:
@@ -88,45 +155,100 @@ def write_focus(**changes: Any) -> None:
 
 
 def choose(
-    label: str, options: list[str], field: str, current: str | None, *, resets: Sequence[str] = (), **kwargs: Any
-) -> str:
+    label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
-    The fields `resets` are taken out of the URL then.
+    The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
+    be.
     """
     key = f"choose-{field}"
-    st.session_state[key] = current if current in options else options[0]
+    st.session_state[key] = current if current in options else None if empty else options[0]
+    if empty:
+        kwargs |= {"placeholder": empty}
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
 
-    return st.selectbox(label, options, key=key, on_change=pick, **kwargs)
+    return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
+
+
+def picked(key: str) -> int | None:
+    """The row that was just chosen in the table `key`; None where it was let go."""
+    rows = st.session_state[key].selection.rows
+    return rows[0] if rows else None
+
+
+def clicked(key: str) -> str | None:
+    """The `customdata` of the point that was just clicked in the figure `key`. A second click on it selects nothing."""
+    points = st.session_state[key].selection.points
+    name = points[0].get("customdata") if points else None
+    return name[0] if isinstance(name, list) and name else name
+
+
+def link(page: str, label: str, **changes: Any) -> None:
+    """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
+    st.page_link(page, label=escape(label), query_params=_parsed()[0].query(**changes))
+
+
+def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The page that shows a result, and its parameters."""
+    if run["folder"] == "saes":
+        return (FEATURES if run.get("status") == "done" else TRAINING), {"sae": run["name"]}
+    if run["folder"] == "stores":
+        return RUNS, {"store": run["name"]}
+    return PAGE_OF.get(str(run.get("kind")), RUNS), {"run": run["name"]}
 
 
 def workspace() -> Path:
     """The folder given as `--workspace` when the app was started; no page can change it."""
+    return _workspace(tuple(sys.argv[1:]), os.getcwd())
+
+
+@lru_cache(maxsize=4)
+def _workspace(arguments: tuple[str, ...], directory: str) -> Path:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--workspace", type=Path, default=runs.WORKSPACE)
-    return parser.parse_known_args(sys.argv[1:])[0].workspace.resolve()
+    return parser.parse_known_args(arguments)[0].workspace.resolve()
 
 
 def inside(path: Path) -> Path:
     """`path`, if following links it is in the workspace; else MissingFile."""
-    if not path.resolve().is_relative_to(workspace()):
-        raise MissingFile(f"{path.name} leads out of the workspace: copy it into the workspace to look at it.")
-    return path
+    return files.inside(path, workspace())
 
 
-def results(folder: str | None = None, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """Results of the workspace, newest first: those of `runs`, `stores` or `saes`, or those of a kind."""
-    root = workspace()
+def results(folder: str | None = None, *, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Results of the workspace, newest first: those of `runs`, `stores` or `saes`, or those of some kinds."""
+    root, stamps = workspace(), []
+    for part in runs.FOLDERS:
+        if (root / part).is_dir():
+            with os.scandir(root / part) as entries:
+                stamps += [(part, entry.name, *stamp(f"{entry.path}/run.json")) for entry in entries]
     return [
         run
-        for run in runs.listing(root)
-        if re.fullmatch(_NAME, run["name"])
-        and (run["path"] / "run.json").resolve().is_relative_to(root)
-        and folder in (None, run["folder"])
-        and kind in (None, run.get("kind"))
+        for run in _listing(str(root), tuple(sorted(stamps)))
+        if folder in (None, run["folder"]) and (not kinds or run.get("kind") in kinds)
+    ]
+
+
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file does; nothing where there is none."""
+    try:
+        at = os.stat(path)
+    except OSError:
+        return ()
+    return at.st_mtime_ns, at.st_size, at.st_ino
+
+
+@lru_cache(maxsize=4)
+def _listing(root: str, stamps: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """All results; read again when a run.json is new, changed or gone. `config`, `model` and `versions` hold keys."""
+    tables = ("config", "model", "versions")
+    return [
+        run | {key: run[key] if isinstance(run.get(key), dict) else {} for key in tables}
+        for run in runs.listing(Path(root))
+        if re.fullmatch(_NAME, run["name"]) and (run["path"] / "run.json").resolve().is_relative_to(root)
     ]
 
 
@@ -139,51 +261,13 @@ def result(name: str, among: list[dict[str, Any]]) -> dict[str, Any]:
     return named[name]
 
 
-def effects(folder: Path) -> Effects:
-    """The effects of a run; the same object until a file of theirs changes."""
-    return _cached(Effects.load, folder, "effects.parquet", "effects.h5")
+def size_text(run: dict[str, Any]) -> str:
+    """What the files of a result take on disk: "1.2 MB"; at most a few minutes old."""
+    return _size_text(run["path"], run.get("status"), int(time.time()) // 300)
 
 
-def features(folder: Path) -> Features:
-    """What the latents of a dictionary do; the same object until a file changes."""
-    return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
-
-
-def prompts(folder: Path) -> list[dict[str, Any]]:
-    """The prompt pairs a run used, in the order of its effects; none where it kept no file."""
-    if not (folder / "prompts.jsonl").exists():
-        return []
-    return _cached(_read_jsonl, folder, "prompts.jsonl")
-
-
-def json_file(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a result; empty where there is none."""
-    path = inside(folder / name)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_jsonl(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _cached(load: Callable[[Path], Any], folder: Path, *names: str) -> Any:
-    stamps = []
-    for name in names:
-        path = inside(folder / name)
-        if not path.exists():
-            raise MissingFile(f"{folder.name} has no {name}.")
-        stamps.append((path.stat().st_mtime_ns, path.stat().st_size))
-    return _load(load, str(folder), names, tuple(stamps))
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _load(_read: Callable[[Path], Any], folder: str, names: tuple[str, ...], stamps: tuple[Any, ...]) -> Any:
-    return _read(Path(folder))
-
-
-def size_text(folder: Path) -> str:
-    """What the files of a folder take on disk: "1.2 MB"."""
+@lru_cache(maxsize=4000)
+def _size_text(folder: Path, status: str, minutes: int) -> str:
     n_bytes = float(sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()))
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
@@ -193,14 +277,22 @@ def size_text(folder: Path) -> str:
 
 
 def escape(name: str) -> str:
-    """A name for a markdown label: nothing in it is read as markup."""
-    return re.sub(r"([^A-Za-z0-9 ])", r"\\\1", name)
+    """A name for a markdown label: nothing in it is read as markup, of which all is ASCII."""
+    return re.sub(r"([^A-Za-z0-9 \x80-\U0010ffff])", r"\\\1", name)
 
 
 def empty(what: str, command: str) -> None:
     """Say what is missing and the command that makes it."""
     st.info(what)
     st.code(command, language="bash")
+
+
+def unfinished(name: str | None, among: list[dict[str, Any]]) -> None:
+    """What to do about a run that cannot be shown: wait for it, or look at another."""
+    run = next((run for run in among if run["name"] == name), among[0] if name is None and among else None)
+    if run and run.get("status") == "running":
+        st.text("It is still running: its results appear when they are written. Reload the page then.")
+    st.page_link(RUNS, label="All runs", query_params={})
 
 
 def problem(what: str, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from time import monotonic
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-EVERY = 10.0
+EVERY = float(os.environ.get("INTERP_PROGRESS_EVERY", "10"))
 """Seconds between the lines in a log."""
 
 

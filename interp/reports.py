@@ -14,6 +14,8 @@ from interp.causal.effects import Effects
 from interp.plots import effects as figure_of
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from interp.causal.circuits import Circuit
     from interp.causal.verdicts import Curve
 
@@ -36,7 +38,7 @@ def html(effects: Effects, name: str, run: dict[str, Any]) -> str:
         shown = rows[(rows.kind != "random") & rows.effect.notna()]
         if len(shown):
             figure = figure_of(shown, ticks=effects.about.get("ticks"))
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
+            parts.append(drawn(figure, name))
         parts.append(_rows(shown))
         parts += _groups(rows)
     return page(name, parts, run, effects.about.get("prompts"))
@@ -54,9 +56,9 @@ def circuit_html(
         f"how much worse {said.get('metric', 'the metric')} gets without the edge (positive: it helps)."
     )
     parts = [f"<p>{escape.escape(text)}</p>", f"<p>{escape.escape(verdict)}</p>" if verdict else ""]
-    parts.append(circuit.figure().to_html(full_html=False, include_plotlyjs=False))
+    parts.append(drawn(circuit.figure(), name))
     if curve is not None:
-        parts += ["<h2>Faithfulness by size</h2>", curve.figure().to_html(full_html=False, include_plotlyjs=False)]
+        parts += ["<h2>Faithfulness by size</h2>", drawn(curve.figure(), f"{name}-curve")]
         parts += [table_html(curve.areas.reset_index(names="area")), table_html(curve.rows)]
     table = circuit.table()
     kept = table[table.in_graph]
@@ -77,6 +79,23 @@ def page(name: str, parts: list[str], run: dict[str, Any], prompts: str | None =
         f"<script>{get_plotlyjs()}</script></head><body><h1>{title}</h1>{''.join(parts)}"
         f"<h2>What made this</h2><pre>{said}</pre></body></html>\n"
     )
+
+
+def drawn(figure: Figure, name: str) -> str:
+    """A figure as a part of a page."""
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=camera(name))
+
+
+def camera(name: str) -> dict[str, Any]:
+    """Settings of a plotly figure whose one button, the camera, saves NAME.png; of plotly's other buttons one sends the
+    figure to another machine."""
+    picture = {"format": "png", "filename": name, "scale": 3}
+    return {
+        "displayModeBar": True,
+        "displaylogo": False,
+        "modeBarButtons": [["toImage"]],
+        "toImageButtonOptions": picture,
+    }
 
 
 def _sentence(effects: Effects, run: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def listing(workspace: Path) -> list[dict[str, Any]]:
             except InputError:
                 run = {"kind": "?", "status": "unreadable", "started": ""}
             found.append(run | {"name": path.parent.name, "folder": folder, "path": path.parent})
-    return sorted(found, key=lambda run: run.get("started") or "", reverse=True)
+    return sorted(found, key=lambda run: str(run.get("started") or ""), reverse=True)
 
 
 def place(workspace: Path, folder: str, name: str | None, kind: str) -> Path:
@@ -104,13 +105,19 @@ def place(workspace: Path, folder: str, name: str | None, kind: str) -> Path:
 
 
 def versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
     names = {
         "interp": "interp-workbench",
         "torch": "torch",
         "transformers": "transformers",
         "transformer_lens": "transformer-lens",
     }
-    return {short: metadata.version(name) for short, name in names.items()}
+    return tuple((short, metadata.version(name)) for short, name in names.items())
 
 
 def _now() -> str:

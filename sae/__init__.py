@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae.evaluation import evaluate as evaluate
     from sae.files import load as load
     from sae.logs import frontier as frontier
+    from sae.looking import activity as activity
     from sae.probing import probe as probe
     from sae.splicing import clamp as clamp
     from sae.splicing import scale as scale
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sae.training import train_grid as train_grid
 
 _HOMES = {
+    "activity": "sae.looking",
     "Dictionary": "sae.dictionary",
     "FeatureCircuit": "sae.circuits",
     "Report": "sae.evaluation",

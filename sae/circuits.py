@@ -5,7 +5,8 @@
 
 Nodes are `<name>/<latent>` and `<name>/error`, the error of a dictionary one node; scores say how much worse the metric
 gets when a node alone has its corrupted (or mean) value, in the metric's unit: positive helps (`sae.attribution`).
-Every verdict is of runs in which exactly the nodes kept are left to the model (`sae.nodes`), never of scores.
+Every verdict is of runs in which exactly the nodes kept are left to the model (`sae.nodes`), never of scores. No torch
+is imported before a circuit is sought or judged.
 """
 
 from __future__ import annotations
@@ -21,22 +22,20 @@ import xxhash
 from jaxtyping import Bool, Float
 
 from interp import runs
-from interp.causal.ability import check_ability
 from interp.causal.effects import about
-from interp.causal.verdicts import Agreement, interval, relative
 from interp.decoder.sites import layer_of, short
 from interp.errors import InputError, MissingFile, UnknownComponent, WrongModel, nearest
 from interp.plots import LOWER_IS_BETTER
 from interp.progress import Progress
-from sae.attribution import Settings, edge_scores, node_scores
-from sae.nodes import Patcher, Place, places_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from interp.causal.verdicts import Agreement
     from interp.data.tasks import Task
     from interp.decoder.loading import Model
     from sae.dictionary import Dictionary
+    from sae.nodes import Patcher, Place
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,8 @@ class FeatureCircuit:
         `errors`: True keeps every error node, False none, None those in the circuit. Random sets have the same error
         nodes and as many latents, drawn from the active ones. Metric and baseline are those it was found with.
         """
+        from interp.causal.verdicts import interval, relative
+
         patcher = self._patcher(model, task, dictionaries, metric, baseline)
         own = self._chosen(self.kept, errors)
         sets = [own, *(self._random(own, seed + k) for k in range(n_random))]
@@ -145,6 +146,8 @@ class FeatureCircuit:
     ) -> Agreement:  # fmt: skip
         """The scores of `n_nodes` active nodes drawn at random (all, if there are fewer) against exact patching of
         each: the node alone as it is elsewhere, all others following."""
+        from interp.causal.verdicts import Agreement
+
         patcher = self._patcher(model, task, dictionaries, metric, baseline)
         draw = np.random.default_rng(seed).permutation(len(self.nodes))[:n_nodes]
         rows = self.nodes.iloc[np.sort(draw)][["node", "score"]].rename(columns={"score": "estimate"})
@@ -159,6 +162,8 @@ class FeatureCircuit:
         baseline: str | None,
     ) -> Patcher:  # fmt: skip
         """WrongModel for another model than the circuit's, InputError for other dictionaries."""
+        from sae.nodes import Patcher, places_of
+
         made_on = self.about["model"]
         if made_on["fingerprint"] != model.fingerprint:
             raise WrongModel(
@@ -229,6 +234,10 @@ def find_feature_circuit(
     has, its "counterfactual" value or the "mean". InputError for a task that the model cannot do (mean logit difference
     0 or less), unless `force`. Dictionaries are moved to the model's device. `seed` is only written down.
     """
+    from interp.causal.ability import check_ability
+    from sae.attribution import Settings, edge_scores, node_scores
+    from sae.nodes import places_of
+
     settings = Settings(method, metric or task.default_metric, baseline, steps)
     settings.check(task)
     if n_nodes < 1:

@@ -71,6 +71,23 @@ class Features:
             blob, start = file["text/bytes"][:].tobytes(), file["text/start"][:].tolist()
         return [blob[a:b].decode() for a, b in zip(start[:-1], start[1:], strict=True)]
 
+    @cached_property
+    def _tops(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latent and token of every top example."""
+        with self._open() as file:
+            group = file["examples"]
+            top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
+            token = group["tokens"][:][np.arange(len(at)), at][top]
+            return np.repeat(np.arange(len(self.latents)), np.diff(group["start"][:]))[top], token
+
+    @cached_property
+    def _raised(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latent and token of all that decoder rows raise most."""
+        with self._open() as file:
+            there = "logits/raised" in file
+            token = file["logits/raised/token"][:] if there else np.zeros((len(self.latents), 0), int)
+        return np.repeat(np.arange(len(token)), token.shape[1]), token.ravel()
+
     def _known(self, latent: int) -> None:
         if not 0 <= latent < len(self.latents):
             raise UnknownName(f"no latent {latent}: they are numbered 0 to {len(self.latents) - 1}.")
@@ -103,17 +120,7 @@ class Features:
         if by not in ("examples", "raised"):
             raise UnknownName(f'no search by "{by}". Nearest: {nearest(by, ["examples", "raised"])}.')
         wanted = np.array([text.lower() in token.lower() for token in self._text])
-        with self._open() as file:
-            if by == "raised":
-                token = (
-                    file["logits/raised/token"][:] if "logits/raised" in file else np.zeros((len(self.latents), 0), int)
-                )
-                latent, token = np.repeat(np.arange(len(token)), token.shape[1]), token.ravel()
-            else:
-                group = file["examples"]
-                top, at = group["kind"][:] == KINDS.index("top"), group["token_index"][:]
-                token = group["tokens"][:][np.arange(len(at)), at][top]
-                latent = np.repeat(np.arange(len(self.latents)), np.diff(group["start"][:]))[top]
+        latent, token = self._raised if by == "raised" else self._tops
         hits, all_of_it = (np.bincount(latent, weights, len(self.latents)) for weights in (wanted[token], None))
         share = hits / np.maximum(all_of_it, 1)
         table = self.latents[["latent", "max_activation", "density"]].assign(share=share)

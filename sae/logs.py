@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 import uuid
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from torch import Tensor
 
 from interp import runs
 from interp.errors import InputError, nearest
-from sae.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae.trainer import Trainer
 
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Where else the lines of a log can go, and the package that takes them there."""
+SECONDS = 2.0
+"""Between two writings of a log, at least: who watches a training sees it move, and no step waits for the disk."""
 LOG_COLUMNS = ("step", "tokens", "loss", "fvu", "aux", "l0", "dead", "lr")
 
 
@@ -29,21 +35,25 @@ class Log:
         self.elsewhere = _elsewhere(to, out, step) if out and to else None
         self.path = out / "train_log.csv" if out else None
         self.rows: list[list[Any]] = []
+        self.flushed = time.monotonic()
         if self.path and self.path.exists() and step:
             with open(self.path, newline="", encoding="utf-8") as file:
                 self.rows = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
 
     def add(self, trainer: Trainer, report: dict[str, Tensor]) -> str:
-        """Keep a line; returns it in short."""
+        """Keep a line, and write all when the last writing is a while ago; returns the line in short."""
         numbers = {name: float(value) for name, value in report.items()}
         numbers |= {"step": trainer.step, "tokens": trainer.step * trainer.config.batch_size}
         numbers |= {"lr": trainer.config.rate(trainer.step - 1), "dead": int(numbers["dead"])}
         self.rows.append([f"{v:.7g}" if isinstance(v, float) else v for v in (numbers[c] for c in LOG_COLUMNS)])
         if self.elsewhere:
             self.elsewhere.log({name: numbers[name] for name in LOG_COLUMNS[2:]}, trainer.step)
+        if time.monotonic() - self.flushed > SECONDS:
+            self.flush()
         return f"loss {numbers['loss']:.4f}  FVU {numbers['fvu']:.3f}  L0 {numbers['l0']:.1f}  dead {numbers['dead']}"
 
     def flush(self) -> None:
+        self.flushed = time.monotonic()
         if self.path:
             runs.write_text(self.path, "\n".join(",".join(map(str, r)) for r in [LOG_COLUMNS, *self.rows]) + "\n")
 

@@ -105,8 +105,55 @@ def write_features(folder: Path) -> None:
         file["text/start"] = np.cumsum([0, *map(len, text)])
 
 
+def pair_of_prompts() -> dict:
+    """A pair whose tokens are nasty; the third one is swapped."""
+    corrupted = [*NASTY[:2], " other", *NASTY[3:]]
+    return {
+        "clean": "".join(NASTY), "corrupted": "".join(corrupted), "answer": " Mary", "wrong": "<b>John",
+        "clean_pieces": NASTY, "corrupted_pieces": corrupted, "clean_tokens": [1, 2, 3, 4, 5, 6, 7],
+        "corrupted_tokens": [1, 2, 9, 4, 5, 6, 7], "positions": {"IO": 2, "S2": 4, "end": 6},
+    }  # fmt: skip
+
+
+def write_circuits(workspace: Path) -> None:
+    """A circuit of edges of a model of 4 layers and 6 heads, and one of latents of the dictionary demo."""
+    from interp.causal.circuits import Circuit
+    from interp.causal.graph import Graph
+    from sae.circuits import FeatureCircuit
+
+    graph = Graph(N_LAYERS, N_HEADS, N_HEADS, True, False)
+    scores = np.random.default_rng(0).normal(size=graph.allowed.shape) * 0.1
+    for edge in ("input->a2.h3<v>", "a2.h3->logits"):
+        scores[graph.at[edge]] = 5
+    path = write_run(workspace / "runs" / "ioi-circuit", "circuit", started="2026-01-01T12:00Z", task="ioi",
+                     method="eap-ig")  # fmt: skip
+    Circuit(graph, scores, graph.allowed, {"task": "ioi", "method": "eap-ig"}).top(60).save(path)
+    (path / "verdict.txt").write_text("60 edges: faithfulness 0.9 <b>")
+    rows = {"share": [0.01, 0.1, 1.0], "n_edges": [5, 60, 600]}
+    rows |= {name: [0.2, 0.9, 1.0] for name in ("faithfulness", "ci_low", "ci_high")}
+    rows |= {name: [0.0, 0.1, 1.0] for name in ("random", "random_low", "random_high")}
+    pd.DataFrame(rows).to_parquet(path / "curve.parquet")
+    area = {"area": ["CPR"], "value": [0.9], "ci_low": [0.8], "ci_high": [1.0], "random": [0.2]}
+    pd.DataFrame(area).to_parquet(path / "areas.parquet")
+    path = write_run(workspace / "runs" / "ioi-latents", "circuit-features", started="2026-01-01T11:00Z", task="ioi",
+                     sae=["demo"])  # fmt: skip
+    nodes = pd.DataFrame({
+        "node": ["demo/error", "demo/3", "demo/5"], "dictionary": "demo", "kind": ["error", "latent", "latent"],
+        "latent": [-1, 3, 5], "site": "2.resid_post", "layer": 2, "score": [4.0, 2.0, -1.0], "in_circuit": True,
+    })  # fmt: skip
+    edges = pd.DataFrame({"sender": ["demo/3"], "receiver": ["logits"], "score": [1.5]})
+    FeatureCircuit(nodes, edges, {"absolute": True}).save(path)
+
+
+def write_log(folder: Path, *, steps: int) -> None:
+    log = pd.DataFrame({"step": range(1, steps + 1), "tokens": [100 * step for step in range(1, steps + 1)]})
+    log.assign(loss=1 / log["step"], fvu=0.5, aux=0, l0=2, dead=0, lr=1e-3).to_csv(
+        folder / "train_log.csv", index=False
+    )
+
+
 def write_workspace(workspace: Path) -> Path:
-    """Two ablations, a patching, two dictionaries (one without features), a store."""
+    """Two ablations, a patching, two circuits, two dictionaries (one without features), a store."""
     heads = [(f"L{i}H{j}", "head", i, j, "all") for i in range(N_LAYERS) for j in range(N_HEADS)]
     mlps = [(f"L{i}.mlp", "mlp", i, -1, "all") for i in range(N_LAYERS)]
     run = write_run(workspace / "runs" / "ioi-heads", "ablate", task="ioi", components="heads", n=N_PROMPTS)
@@ -117,10 +164,17 @@ def write_workspace(workspace: Path) -> Path:
     other = write_run(workspace / "runs" / "old", "ablate", started="2025-01-01T00:00:00Z", status="interrupted")
     write_effects(other, heads[:6], [("zero", "logit_diff")])
     grid = [(f"L{i}.resid_pre", "resid_pre", i, -1, p) for i in range(N_LAYERS) for p in ("IO", "S2", "end")]
-    patch = write_run(workspace / "runs" / "ioi-patch", "patch", task="ioi")
+    patch = write_run(workspace / "runs" / "ioi-patch", "patch", task="ioi", site="resid_pre", by=["layer", "position"])
     write_effects(patch, grid, [("denoise", "logit_diff")], normalized=True)
-    dictionary = write_run(workspace / "saes" / "demo", "sae", architecture="topk", site="blocks.2.hook_resid_post")
-    (dictionary / "metrics.json").write_text(json.dumps({"l0": 32.0, "fvu": 0.12, "ce_recovered_mean": 0.95}))
+    (patch / "prompts.jsonl").write_text("\n".join([json.dumps(pair_of_prompts())] * N_PROMPTS), encoding="utf-8")
+    write_circuits(workspace)
+    dictionary = write_run(
+        workspace / "saes" / "demo", "sae", architecture="topk", site="blocks.2.hook_resid_post", d_sae=8, k=2, seed=0,
+        n_tokens=2000,
+    )  # fmt: skip
+    metrics = {"l0": 32.0, "fvu": 0.12, "ce_recovered_mean": 0.95, "train_l0": 31.0, "train_fvu": 0.11, "train_dead": 1}
+    (dictionary / "metrics.json").write_text(json.dumps(metrics))
+    write_log(dictionary, steps=20)
     write_features(dictionary)
     write_run(workspace / "saes" / "bare", "sae", started="2025-01-01T00:00:00Z", store="workspace/stores/demo")
     write_run(workspace / "stores" / "demo", "record", sites=["2.resid_post"])
@@ -148,6 +202,7 @@ def opened(page: str | None = None, **query: str) -> AppTest:
         at.query_params[name] = value
     at.run()
     assert not at.exception, at.exception[0].value
+    assert "This page cannot be shown" not in texts(at), texts(at)
     return at
 
 
@@ -167,22 +222,35 @@ def mounted(at: AppTest, name: str) -> dict:
 def test_home_lists_every_result_with_a_link_to_its_page(workspace):
     at = opened()
     links = {link.proto.label.replace("\\", ""): link.proto for link in at.get("page_link")}
-    assert set(links) == {"ioi-heads", "old", "ioi-patch", "demo", "bare"} and len(at.get("page_link")) == 6
+    names = {"ioi-heads", "old", "ioi-patch", "ioi-circuit", "ioi-latents", "demo", "bare", "Compare →"}
+    assert set(links) == names and len(at.get("page_link")) == len(names) + 1
     assert (links["ioi-heads"].page, links["ioi-heads"].query_string) == ("ablation", "run=ioi-heads")
     assert (links["bare"].page, links["bare"].query_string) == ("features", "sae=bare")
     assert "(interrupted)" in texts(at)
+    assert (links["ioi-latents"].page, links["ioi-latents"].query_string) == ("circuit", "run=ioi-latents")
+
+    def listed() -> list[str]:
+        return [link.proto.label.replace("\\", "") for link in at.get("page_link") if "Compare" not in link.proto.label]
+
     at.text_input(key="runs-filter").set_value("patch").run()
-    assert [link.proto.label.replace("\\", "") for link in at.get("page_link")] == ["ioi-patch"]
+    assert listed() == ["ioi-patch"]
     at.text_input(key="runs-filter").set_value("").run()
     at.selectbox(key="runs-status").select("interrupted").run()
-    assert [link.proto.label for link in at.get("page_link")] == ["old"]
+    assert listed() == ["old"]
+    at.selectbox(key="runs-status").select("any status").run()
+    at.selectbox(key="runs-kind").select("circuit").run()
+    assert listed() == ["ioi-circuit"]
 
 
 def test_an_empty_workspace_gives_the_command_that_fills_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--workspace", str(tmp_path)])
     assert opened().code[0].value == f"interp demo --workspace {tmp_path}"
     assert opened("ablation").code[0].value.startswith("interp ablate ")
+    assert opened("patching").code[0].value.startswith("interp patch ")
+    assert opened("circuit").code[0].value.startswith("interp circuit find ")
     assert opened("features").code[0].value.startswith("interp sae train ")
+    assert opened("training").code[0].value.startswith("interp sae train ")
+    assert opened("feature").code[0].value.startswith("interp sae features ")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main.py"])
     assert opened().code[0].value == "interp demo"
@@ -192,6 +260,7 @@ def test_the_page_of_a_run_shows_its_figure_and_provenance(workspace):
     at = opened(run="ioi-patch")
     (chart,) = at.get("plotly_chart")
     assert "normalized: 0 = as corrupted, 1 = as clean" in chart.proto.spec
+    assert "Files: effects.h5  effects.parquet  prompts.jsonl  run.json" in texts(at)
     assert "interp patch --n 40 --out ioi-patch" in texts(at)
     assert "interp record" in texts(opened(store="demo"))
     assert 'no "iou-patch" in this workspace. Nearest: ioi-patch' in texts(opened(run="iou-patch"))
@@ -235,35 +304,7 @@ def test_the_prompts_of_a_component_are_those_of_effects_h5(workspace):
     assert float(at.metric[0].value) == pytest.approx(effect.mean(), abs=1e-3)
 
 
-def test_features_lists_latents_and_shows_the_one_in_the_address(workspace):
-    at = opened("features", sae="demo", feature="2")
-    assert mounted(at, "token_strip")["label"] == "top examples of latent 2"
-    effects, *near = (table.value for table in at.dataframe[1:])
-    assert list(effects["effect"]) == [2.0] * 3 + [-2.0] * 3 and "↵" in list(effects["text"])
-    assert [list(table["latent"]) for table in near] == [[3, 5], [3, 5]]
-    assert [metric.value for metric in at.metric[:3]] == ["32.0", "0.120", "95.0%"]
-    table = at.dataframe[0].value
-    assert list(table["latent"]) == [3, 1, 2, 4, 5, 6, 7]
-    for kind, latents in {"dead": [0], "dense": [3], "all": [3, 1, 2, 4, 5, 6, 7, 0]}.items():
-        at.radio(key="latents-kind").set_value(kind).run()
-        assert list(at.dataframe[0].value["latent"]) == latents
-    at.text_input(key="latents-search").set_value("ONERROR").run()
-    assert list(at.dataframe[0].value["latent"]) == [1]
-    assert "interp sae features bare --store demo" in texts(opened("features", sae="bare"))
-    assert "fired on no token" in texts(opened("features", feature="0"))
-    assert "No latent 99 here: they are numbered 0 to 7." in texts(opened("features", feature="99"))
-
-
-def test_token_text_reaches_the_page_only_as_component_data(workspace):
-    at = opened("features", sae="demo", feature="1")
-    data = mounted(at, "token_strip")
-    assert data["strips"][0]["tokens"][:4] == NASTY[:4]
-    assert data["strips"][0]["tokens"][4:] == ["\\u202eabc", "↵", " the"]
-    for token in NASTY[:4]:
-        assert token not in texts(at) and token not in texts(opened("ablation"))
-
-
-@pytest.mark.parametrize("script", ["heat_grid.py", "token_strip.py"])
+@pytest.mark.parametrize("script", ["heat_grid.py", "prompt_pair.py", "token_strip.py"])
 def test_components_write_text_only_through_text_content(script):
     source = (MAIN.parent / "components" / script).read_text()
     assert "textContent" in source
@@ -273,7 +314,7 @@ def test_components_write_text_only_through_text_content(script):
 @pytest.mark.parametrize("name", ["../secret", "..", "a/b", "a\\b", "/etc", ".hidden", "a..b", "<b>", ""])
 def test_names_that_could_be_paths_are_not_read(workspace, name):
     (workspace.parent / "secret").mkdir(exist_ok=True)
-    for page, field in (("ablation", "run"), ("features", "sae"), (None, "store")):
+    for page, field in (("ablation", "run"), ("feature", "sae"), (None, "store"), (None, "other")):
         at = opened(page, **{field: name})
         assert f"Ignored in the address, not the form of a name or number: {field}." in texts(at)
 
@@ -303,7 +344,7 @@ def test_pages_import_no_torch(workspace):
         "import sys; sys.argv = ['main.py', '--workspace', sys.argv[1]]\n"
         "from streamlit.testing.v1 import AppTest\n"
         f"at = AppTest.from_file({str(MAIN)!r}, default_timeout=60).run()\n"
-        "for page in ('ablation', 'features'):\n"
+        "for page in ('ablation', 'patching', 'circuit', 'features', 'feature', 'training'):\n"
         "    at.switch_page(f'views/{page}.py').run()\n"
         "    assert not at.exception\n"
         "assert not {'torch', 'transformer_lens', 'transformers'} & set(sys.modules)\n"

@@ -121,22 +121,67 @@ def test_home_leads_to_the_map_and_to_the_features(page, address):
     assert page.url == f"{address}/ablation?run=ioi-heads"
     page.goto(address)
     page.get_by_role("link", name="demo").first.click()
-    heading(page, "Latent 3").wait_for()
+    heading(page, "Features").wait_for()
     assert page.url == f"{address}/features?sae=demo"
 
 
-def test_a_row_of_the_table_opens_its_latent(page, address):
+def test_a_row_of_the_table_opens_its_latent_and_back_returns(page, address):
     page.goto(f"{address}/features?sae=demo")
-    heading(page, "Latent 3").wait_for()
-    page.get_by_test_id("stDataFrame").first.click(position={"x": 15, "y": 35 + 34 * 2 + 17})
-    heading(page, "Latent 2").wait_for()
-    page.wait_for_url("**/features?sae=demo&feature=2")
+    heading(page, "Features").wait_for()
+    table = page.get_by_test_id("stDataFrame").first
+    table.get_by_text("300").first.wait_for(state="attached")  # the rows are there for a screen reader, so for a click
+    table.click(position={"x": 15, "y": 35 + 34 * 2 + 17})
+    heading(page, "demo/2").wait_for()
+    page.wait_for_url("**/feature?sae=demo&feature=2")
+    page.go_back()
+    heading(page, "Features").wait_for()
+    page.get_by_text("latents; choose a row to open its page").wait_for()
+
+
+def test_a_click_on_a_node_or_an_edge_of_a_circuit_selects_it(page, address):
+    page.goto(f"{address}/circuit?run=ioi-circuit&n=20")
+    graph = page.get_by_test_id("stPlotlyChart").first
+    graph.locator(".scatterlayer .point").first.wait_for(state="attached")
+    for name, shown in (("a2.h3", "a2.h3 = L2H3"), ("a2.h3->logits", "a2.h3->logits"), ("logits", "logits")):
+        at = graph.evaluate(
+            """(chart, name) => {
+              const plot = chart.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
+              for (const trace of plot._fullData) {
+                const k = Array.from(trace.customdata || []).indexOf(name);
+                if (k >= 0) { const {xaxis, yaxis} = plot._fullLayout;
+                  return [box.x + xaxis._offset + xaxis.d2p(trace.x[k]),
+                          box.y + yaxis._offset + yaxis.d2p(trace.y[k])]; }
+              }
+            }""",
+            name,
+        )
+        page.mouse.move(*at)
+        page.mouse.click(*at)
+        heading(page, shown).wait_for()
+    assert page.url.endswith("n=20&head=logits")
+    page.go_back()
+    heading(page, "a2.h3->logits").wait_for()
+    page.get_by_role("link", name="Ablate L2H3").click()
+    heading(page, "L2H3").wait_for()
+    assert page.url == f"{address}/ablation?run=ioi-heads&head=L2H3"
+
+
+def test_a_token_of_the_prompts_selects_its_position(page, address):
+    page.add_init_script("window.alert = () => { window.alerted = true }")
+    page.goto(f"{address}/patching?run=ioi-patch&head=L1.resid_pre&pos=IO")
+    heading(page, "L1.resid_pre at IO").wait_for()
+    page.get_by_role("table", name="clean and corrupted prompt").get_by_text(":red[hi]").first.wait_for()
+    page.get_by_role("cell", name="the", exact=True).first.click()
+    heading(page, "L1.resid_pre at end").wait_for()
+    cell(page, "L2.resid_pre at S2").click()
+    heading(page, "L2.resid_pre at S2").wait_for()
+    assert "pos=S2" in page.url and page.evaluate("window.alerted") is None
 
 
 def test_token_text_is_shown_and_never_run(page, address):
     page.add_init_script("window.alert = () => { window.alerted = true }")
-    page.goto(f"{address}/features?sae=demo&feature=1")
-    heading(page, "Latent 1").wait_for()
+    page.goto(f"{address}/feature?sae=demo&feature=1")
+    heading(page, "demo/1").wait_for()
     strip = page.get_by_role("listitem").first
     strip.wait_for()
     for token in NASTY[:4]:

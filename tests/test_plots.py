@@ -112,3 +112,55 @@ def test_prompts_are_after_minus_before(plots):
     assert list(figure.data[0].x) == [-1, 3] and figure.layout.shapes[0].x0 == pytest.approx(0.8)
     alone = plots.histogram(prompts, row.replace({row["ci_low"]: np.nan, row["ci_high"]: np.nan}))
     assert len(alone.layout.shapes) == len(figure.layout.shapes) - 1
+
+
+def test_a_grid_of_positions_names_its_cells_and_shows_tokens_above_them(plots):
+    places = [(f"L{i}.resid_pre", "resid_pre", i, -1, p) for i in (1, 0) for p in ("0", "1")]
+    grid = plots.position_grid(rows(places[:-1], [1, 2, 3], method="denoise"), {"0": "<b>", "1": "\n"})
+    assert grid.rows == ["L0.resid_pre", "L1.resid_pre"] and grid.columns == ["<b>\n0", "↵\n1"]
+    assert grid.names[0][1] == "L0.resid_pre@1" and grid.values == [[3.0, None], [1.0, 2.0]]
+    labels = plots.position_map(rows(places, [1, 2, 3, 4]), {"0": "<b>", "1": "x"}).layout.xaxis.ticktext
+    assert list(labels) == ["&lt;b&gt;<br>0", "x<br>1"]
+
+
+def test_a_path_is_patched_minus_clean(plots):
+    scale = plots.scale([-1.0], "logit_diff", method="path")
+    assert scale.formula.startswith("effect = patched - clean; red") and not scale.red_is_positive
+
+
+def test_nodes_and_edges_of_a_circuit_can_be_clicked_and_the_others_stand_back():
+    from interp.plots.circuits import circuit
+
+    edges = ["input->a0.h0<q>", "a0.h0->logits", "input->m0", "m0->a1.kv1<k>", "a1.h2->logits"]
+    table = pd.DataFrame({
+        "edge": edges, "sender": [edge.partition("->")[0] for edge in edges],
+        "receiver": [edge.partition("->")[2] for edge in edges], "score": [3.0, -2.0, 1.0, 0.5, 0.5], "in_graph": True,
+    })  # fmt: skip
+    table = pd.concat([table, table.assign(receiver="a0.kv0<v>", in_graph=False)])  # key-value heads 0 and 1
+    nodes = ["input", *(f"a{layer}.h{head}" for layer in (0, 1) for head in range(4)), "m0", "m1", "logits"]
+    figure = circuit(table, nodes, selected="a0.h0", labels={"m0": "<i>"}, pinned=["m1"])
+    drawn = next(trace for trace in figure.data if trace.mode == "markers+text")
+    at = dict(zip(drawn.customdata, zip(drawn.x, drawn.y, strict=True), strict=True))
+    assert set(at) == {"input", "a0.h0", "m0", "m1", "a1.kv1", "a1.h2", "logits"}
+    assert at["a1.kv1"][0] == 2.5 and at["logits"][1] > at["m1"][1] > at["a1.h2"][1] > at["input"][1]
+    assert " m0 &lt;i&gt;" in drawn.text
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert sum(np.isnan(trace.x).sum() for trace in lines if trace.opacity > 0.5) == 2
+    middles = next(trace for trace in figure.data if trace.mode == "markers")
+    assert list(middles.customdata) == edges
+
+
+def test_two_runs_are_compared_on_the_line_where_they_agree(plots):
+    table = rows(HEADS, [1, 2, 3, 4, 5, 6]).assign(
+        effect_other=0.0, difference=[1, 2, 3, 4, 5, 6.0], q=[0.5] + [0.01] * 5
+    )
+    points, line = plots.comparison(table, ("<a>", "b")).data
+    assert list(points.y) == [1, 2, 3, 4, 5, 6] and points.marker.color[0] != points.marker.color[1]
+    assert list(line.x) == list(line.y) == [0, 6]
+
+
+def test_dead_latents_are_counted_and_not_drawn(plots):
+    latents = pd.DataFrame({"density": [0.0, 0.0, 0.001, 0.01, 0.5]})
+    figure = plots.densities(latents, 0.1)
+    assert sum(figure.data[0].y) == 3 and figure.layout.title.text.startswith("3 latents alive, 2 dead")
+    assert sum(plots.densities(latents[:2], 0.1).data[0].y) == 0

@@ -335,7 +335,7 @@ def test_a_circuit_comes_back_as_it_was_saved_and_is_drawn(circuit, tmp_path):
     pd.testing.assert_frame_equal(back.edges, circuit.edges)
     assert back.about == circuit.about and set(back.edges.receiver) <= {*circuit.kept, "logits"}
     drawn = circuit.figure()
-    assert len(drawn.data) == 1 + min(150, len(circuit.edges)) and len(drawn.data[-1].x) == 12
+    assert len(drawn.data[-2].x) == min(150, len(circuit.edges)) and len(drawn.data[-1].x) == 12
     smaller = circuit.top(5)
     assert set(smaller.edges.sender) <= set(smaller.kept) and len(smaller.figure().data[-1].x) == 5
     with pytest.raises(MissingFile, match="feature_circuit.json"):

@@ -27,23 +27,9 @@ def test_pooled_latents_are_means_over_the_words_of_each_text(make_dictionary, t
         torch.testing.assert_close(z, dct.encode(words).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_regression_is_at_the_least_balanced_loss():
-    """By autograd: no gradient is left; and no step nearby does better."""
-    from sae.probing import logistic
-
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 3, generator=draw, dtype=torch.float64)
-    is_label = x[:, 0] + 0.7 * torch.randn(60, generator=draw, dtype=torch.float64) > 0.8
-    w = logistic(x, is_label).requires_grad_()
-    sign = torch.where(is_label, 1.0, -1.0)
-    each = torch.nn.functional.softplus(-sign * (x @ w[:-1] + w[-1]))
-    loss = (each[is_label].mean() + each[~is_label].mean()) / 2 + w[:-1].square().sum() / (2 * 60)
-    loss.backward()
-    assert w.grad.abs().max() < 1e-8
-
-
 def test_a_latent_that_is_the_label_is_found_and_one_is_enough():
-    from sae.probing import fit_and_score, split
+    from interp.causal.probing import split
+    from sae.probing import fit_and_score
 
     draw = np.random.default_rng(0)
     labels = np.array(["yes", "no"] * 40)

@@ -305,6 +305,26 @@ def test_training_without_out_writes_nothing_and_gives_the_same_weights(straight
         assert torch.equal(value, getattr(dct, name))
 
 
+def test_the_log_of_a_running_training_can_be_read_before_a_checkpoint(tiny_store, tmp_path, monkeypatch):
+    import sae
+    from sae import logs
+    from sae.trainer import Trainer
+
+    update = Trainer.update
+
+    def stopping(self, *x):
+        if self.step == 25:
+            raise KeyboardInterrupt
+        return update(self, *x)
+
+    monkeypatch.setattr(logs, "SECONDS", -1.0)
+    monkeypatch.setattr(Trainer, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sae.train(tiny_store, **SETTINGS, **QUIET, out=tmp_path / "stopped", checkpoint_every=1000)
+    with open(tmp_path / "stopped" / "train_log.csv", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [5, 10, 15, 20, 25]
+
+
 def test_the_lines_of_the_log_go_to_tensorboard_too_once_each(tiny_store, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -65,6 +65,9 @@ def test_a_saved_task_is_read_back_the_same(tiny_model, pairs, tmp_path):
 
     pairs.save(tmp_path / "prompts.jsonl", tiny_model)
     assert load_task(tmp_path / "prompts.jsonl", tiny_model).prompts == pairs.prompts
+    line = json.loads((tmp_path / "prompts.jsonl").read_text().splitlines()[0])  # what has no tokenizer reads this
+    assert line["clean_pieces"] == tiny_model.token_text(line["clean_tokens"])
+    assert line["corrupted_pieces"] == tiny_model.token_text(line["corrupted_tokens"])
     induction = load_task("induction", tiny_model, n=3)
     induction.save(tmp_path / "targets.jsonl")
     assert load_task(tmp_path / "targets.jsonl", tiny_model).prompts == induction.prompts

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from interp.plots import Grid
+from interp.plots.effects import Amount
 
 # Component v2 takes a string for a file's path unless it has a line break inside: both strings below have many.
 _JS = """
@@ -26,7 +27,8 @@ function build(host, data) {
   grid.style.maxWidth = `${Math.max(320, 76 * C + 40)}px`;
   const cells = [];
   make(grid, 'axis', '');
-  data.columns.forEach(c => make(grid, 'axis', c));
+  const tall = C > 8 && data.columns.some(c => c.length > 5) ? ' tall' : '';
+  data.columns.forEach(c => make(grid, 'axis' + tall, tall ? c.replace('\\n', '  ') : c));
   data.rows.forEach((r, i) => {
     make(grid, 'axis', r);
     for (let j = 0; j < C; j++) {
@@ -60,21 +62,24 @@ function build(host, data) {
 }
 
 function paint(state) {
-  const {values, hover, limit, centre, red_is_positive, ticks, columns} = state.data;
+  const {values, hover, texts, limit, centre, red_is_positive, unsigned, ticks, columns} = state.data;
   const C = columns.length, numbers = C <= 14;
   state.cells.forEach((d, k) => {
     const i = Math.floor(k / C), j = k % C, v = values[i][j];
     d.title = hover[i][j]; d.setAttribute('aria-label', d.title); d.classList.toggle('missing', v === null);
     if (v === null) { d.style.background = ''; d.textContent = ''; return; }
-    const x = (v - centre) / limit, t = Math.min(1, Math.abs(x));
-    d.style.background = `rgb(${mix(WHITE, (x >= 0) === red_is_positive ? RED : BLUE, t).join(',')})`;
+    const x = (v - centre) / limit, t = unsigned ? Math.max(0, Math.min(1, v / (2 * limit))) : Math.min(1, Math.abs(x));
+    const end = unsigned || (x >= 0) !== red_is_positive ? BLUE : RED;
+    d.style.background = `rgb(${mix(WHITE, end, t).join(',')})`;
     d.style.color = t > 0.55 ? 'white' : 'rgb(50,50,60)';
+    if (texts) { d.textContent = texts[i][j]; return; }
     d.textContent = !numbers ? '' : Math.abs(v) < 0.005 * limit ? '0' : v.toPrecision(2).replace('-', '\\u2212');
   });
   state.legend.replaceChildren();
   const bar = make(state.legend, 'bar', '');
-  const ends = red_is_positive ? [BLUE, RED] : [RED, BLUE];
-  bar.style.background = `linear-gradient(to right, rgb(${ends[0]}), rgb(${WHITE}), rgb(${ends[1]}))`;
+  const ends = unsigned ? [WHITE, mix(WHITE, BLUE, 0.5), BLUE]
+    : red_is_positive ? [BLUE, WHITE, RED] : [RED, WHITE, BLUE];
+  bar.style.background = `linear-gradient(to right, ${ends.map(c => `rgb(${c})`).join(', ')})`;
   const labels = make(state.legend, 'ticks', '');
   ticks.forEach(t => make(labels, 'tick', t));
 }
@@ -92,8 +97,10 @@ export default function({data, parentElement, setTriggerValue}) {
 """
 
 _CSS = """
+.hg{overflow-x:auto;padding:3px}
 .grid{display:grid;gap:2px;font:11px var(--st-code-font, monospace);color:var(--st-text-color)}
-.axis{padding:1px 4px;text-align:center;align-self:center}
+.axis{padding:1px 4px;text-align:center;align-self:center;white-space:pre;unicode-bidi:isolate}
+.axis.tall{writing-mode:vertical-rl;transform:rotate(180deg);justify-self:center;align-self:start;padding:4px 1px}
 .cell{min-height:34px;display:flex;align-items:center;justify-content:center;cursor:pointer;border-radius:3px;
   font-size:11px;overflow:hidden;white-space:nowrap}
 .cell.missing{background:repeating-linear-gradient(45deg,#999 0 2px,transparent 2px 6px);cursor:default}
@@ -120,11 +127,13 @@ def heat_grid(
             on_pick(name)
 
     scale = grid.scale
-    low, high = scale.centre - scale.limit, scale.centre + scale.limit
+    low, high, unsigned = scale.centre - scale.limit, scale.centre + scale.limit, isinstance(scale, Amount)
+    sign = "" if unsigned else "+"
     data = {
         "rows": grid.rows, "columns": grid.columns, "names": grid.names, "values": grid.values, "hover": grid.hover,
         "limit": scale.limit, "centre": scale.centre, "red_is_positive": scale.red_is_positive, "label": label,
-        "ticks": [f"{low:+.3g}", f"{scale.centre:g}", f"{high:+.3g}"],
+        "ticks": [f"{low:{sign}.3g}", f"{scale.centre:g}", f"{high:{sign}.3g}"], "texts": grid.texts,
+        "unsigned": unsigned,
         "selected": selected if selected in names else None,
     }  # fmt: skip
     _mount(key=key, data=data, on_sel_change=picked)

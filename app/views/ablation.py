@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
+from app.components import effect as effects_of
+from app.components.exports import exports
 from app.components.heat_grid import heat_grid
+from app.components.links import links
+from app.components.notes import label_box
 from app.components.provenance import provenance
-from app.components.token_strip import visible
 from interp import plots
-from interp.causal.effects import Effects
 
-COLUMNS = ["component", "kind", "position", "effect", "ci_low", "ci_high", "baseline", "value", "effect_std", "n"]
+COLUMNS = ["component", "position", "effect", "ci_low", "ci_high", "q", "baseline", "value", "effect_std", "n"]
 COMMAND = "interp ablate --model bundled --task ioi --components heads --method mean --out ioi-heads"
+NAMES = ("clean", "ablated")
+"""What the metric is called before and after."""
 
 
 def page() -> None:
     focus = state.read_focus()
-    ablations = state.results("runs", kind="ablate")
+    ablations = state.results("runs", kinds=["ablate"])
     if not ablations:
         st.title("Ablation", anchor=False)
         state.empty("No ablation in this workspace yet. This makes one:", COMMAND)
         return
     try:
         run = state.result(focus.run, ablations) if focus.run else ablations[0]
-        effects = state.effects(run["path"])
+        effects = readers.effects(run["path"])
     except state.UNREADABLE as error:
         st.title("Ablation", anchor=False)
         state.problem("This run cannot be shown.", error)
-        st.page_link(state.RUNS, label="All runs")
+        state.unfinished(focus.run, ablations)
         return
     heading(run)
-    rows = effects.table()
-    table, method, metric = choices(focus, run, ablations, rows[rows["kind"] != "random"])
+    rows = effects.rows
+    table = choices(focus, run, ablations, rows[rows["kind"] != "random"])
     left, right = st.columns([11, 9], gap="large")
     with left:
         row = the_map(focus, table)
-        all_rows(table)
+        effects_of.all_rows(run, table, COLUMNS, "components")
     with right:
-        details(run["path"], effects, row, method, metric)
-    exports(run["name"], effects.table())
+        st.subheader(state.escape(effects_of.title(row)), anchor=False)
+        effects_of.numbers(row, NAMES)
+        label_box(run, row["component"])
+        links(run, row["component"], here=state.ABLATION)
+        effects_of.by_prompt(run["path"], effects, row, NAMES)
+    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
     st.subheader("Where this comes from", anchor=False)
-    provenance(run, snippet=snippet(run["path"]))
+    provenance(run, snippet=effects_of.snippet(run["path"]))
 
 
 def heading(run: dict[str, Any]) -> None:
-    config, model = run.get("config") or {}, run.get("model") or {}
+    config, model = run["config"], run["model"]
     st.title("Ablation", anchor=False)
     status = "" if run.get("status") == "done" else f" · {run.get('status')}: not every component may be there"
     st.text(f"{model.get('name', 'model not recorded')} · task {config.get('task', 'not recorded')}{status}")
@@ -58,7 +64,7 @@ def heading(run: dict[str, Any]) -> None:
 
 def choices(
     focus: state.Focus, run: dict[str, Any], ablations: list[dict[str, Any]], table: pd.DataFrame
-) -> tuple[pd.DataFrame, str, str]:
+) -> pd.DataFrame:
     """The select boxes above the map; the rows of the method and metric chosen."""
     boxes = st.columns([3, 2, 2, 5])
     with boxes[0]:
@@ -71,7 +77,7 @@ def choices(
     for asked, got in ((focus.method, method), (focus.metric, metric)):
         if asked not in (None, got):
             st.text(f'This run has no "{asked}"; showing {got}.')
-    return plots.one_view(table, method=method, metric=metric), method, metric
+    return plots.one_view(table, method=method, metric=metric)
 
 
 def the_map(focus: state.Focus, table: pd.DataFrame) -> pd.Series:
@@ -97,55 +103,6 @@ def the_map(focus: state.Focus, table: pd.DataFrame) -> pd.Series:
     positions = list(rows["position"].astype(str))
     position = state.choose("Position", positions, "pos", focus.pos)
     return rows.iloc[positions.index(position)]
-
-
-def all_rows(table: pd.DataFrame) -> None:
-    st.text("All components, largest effect first")
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    shown = table.loc[order, COLUMNS]
-    st.dataframe(shown, hide_index=True, height=300, column_config=state.number_columns(shown))
-
-
-def details(folder: Path, effects: Effects, row: pd.Series, method: str, metric: str) -> None:
-    """One component: its effect and interval, and how the prompts differ."""
-    place = "" if str(row["position"]) == "all" else f" at position {row['position']}"
-    st.subheader(state.escape(f"{row['component']}{place}"), anchor=False)
-    effect, interval, change = st.columns([2, 3, 3])
-    effect.metric("effect", f"{row['effect']:+.3f}")
-    bounds = f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}" if pd.notna(row["ci_low"]) else "none: one prompt"
-    interval.metric("95% interval of the mean", bounds)
-    change.metric(f"{metric}: clean → ablated", f"{row['baseline']:.3f} → {row['value']:.3f}")
-    try:
-        by_prompt = prompt_table(folder, effects, row.name, method, metric)
-    except KeyError:
-        st.text("This run kept no values of single prompts.")
-        return
-    st.plotly_chart(plots.histogram(by_prompt, row), key="histogram", config={"displayModeBar": False})
-    st.text("Prompts, largest effect first")
-    st.dataframe(by_prompt.sort_values("effect", key=abs, ascending=False), height=215)
-
-
-def prompt_table(folder: Path, effects: Effects, row: int, method: str, metric: str) -> pd.DataFrame:
-    table = effects.table()
-    same = table.index[(table["method"] == method) & (table["metric"] == metric)]
-    by_prompt = plots.per_prompt(effects.baseline[metric], effects.values[(method, metric)][same.get_loc(row)])
-    by_prompt.columns = ["clean", "ablated", "effect"]
-    texts = [visible(str(pair.get("clean", ""))) for pair in state.prompts(folder)]
-    if len(texts) == len(by_prompt):
-        by_prompt["prompt text"] = texts
-    return by_prompt
-
-
-def exports(name: str, table: pd.DataFrame) -> None:
-    with st.container(horizontal=True):
-        st.download_button("Export CSV", table.to_csv(index=False), f"{name}.csv", "text/csv", on_click="ignore")
-        records = json.dumps(json.loads(table.to_json(orient="records")), indent=1)
-        st.download_button("Export JSON", records, f"{name}.json", "application/json", on_click="ignore")
-
-
-def snippet(folder: Path) -> str:
-    lines = ["from interp.causal.effects import Effects", "", f"effects = Effects.load({str(folder)!r})"]
-    return "\n".join([*lines, "effects.table()", "effects.figure()"])
 
 
 page()

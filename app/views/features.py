@@ -1,4 +1,4 @@
-"""The latents of a dictionary: how often and how strongly each fires, and the text on which one of them fires most."""
+"""The latents of a dictionary: how often and how strongly each fires, and those that fire on a token or raise it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import readers, state
+from app.components.exports import exports
+from app.components.notes import labels
 from app.components.provenance import provenance
-from app.components.token_strip import Strip, token_strips, visible
+from interp import plots
+from interp.plots.labels import visible
 from sae.features import Features
 
 DENSE = 0.1  # a latent that fires on more than this share of tokens is called dense
 KINDS = ["alive", "all", "dead", "dense"]
+ORDERS = {"max_activation": "max activation", "density": "density", "latent": "number"}
+SEARCHES = {"examples": "fire on a token", "raised": "raise a token", "number": "are numbered"}
 MEASURES = {
     "l0": ("L0", "{:.1f}", "latents active on a token, on average"),
     "fvu": ("FVU", "{:.3f}", "fraction of variance unexplained; 0 is perfect"),
-    "dead": ("dead", "{:,}", "latents that fired at no token of the evaluation's text"),
     "ce_recovered_mean": ("CE recovered (mean)", "{:.1%}", "loss recovered, against mean ablation of the site"),
-    "ce_recovered_zero": ("CE recovered (zero)", "{:.1%}", "loss recovered, against zero ablation of the site"),
 }
-EXAMPLES = {
-    "top": "The tokens where it fires most", "quantile": "Tokens from each fifth of its range",
-    "random": "Any tokens where it fires",
-}  # fmt: skip
-NEIGHBOURS = {"cosine": "Latents that write alike (cosine of decoder rows)",
-              "correlation": "Latents that fire together (correlation over tokens)"}  # fmt: skip
-SHOWN = 5000
+SHOWN = 1000
+COLUMNS = {
+    "latent": None,
+    "top_token": st.column_config.TextColumn("top token", help="the token of its strongest firing"),
+    "label": None,
+    "share": st.column_config.NumberColumn(format="%.2f", help="of its top examples, or of the tokens it raises most"),
+    "density": st.column_config.NumberColumn(format="%.2e", help="share of tokens on which it fires"),
+    "max_activation": st.column_config.NumberColumn("max activation", format="%.2f"),
+    "n_fires": st.column_config.NumberColumn("fires", help="tokens of the store on which it fires"),
+    "dead": None,
+}
 
 
 def page() -> None:
@@ -40,157 +47,108 @@ def page() -> None:
         return
     try:
         run = state.result(focus.sae, dictionaries) if focus.sae else dictionaries[0]
-        metrics = state.json_file(run["path"], "metrics.json")
+        metrics = readers.json_file(run["path"], "metrics.json")
     except state.UNREADABLE as error:
         state.problem("This dictionary cannot be shown.", error)
-        st.page_link(state.FEATURES, label="All dictionaries", query_params={})
+        state.link(state.FEATURES, "All dictionaries", sae=None, feature=None)
         return
     heading(run, dictionaries, metrics)
     if not (run["path"] / "features" / "latents.parquet").exists():
-        store = (run.get("config") or {}).get("store", "demo")
-        command = f"interp sae features {run['name']} --store {str(store).rstrip('/').rsplit('/', 1)[-1]}"
-        state.empty("What its latents do has not been computed yet. This does it:", command)
+        missing(run)
     else:
         try:
-            browse(focus, run, state.features(run["path"]))
+            browse(run, readers.features(run["path"]))
         except state.UNREADABLE as error:
             state.problem("The features of this dictionary cannot be read.", error)
     st.subheader("Where this comes from", anchor=False)
-    provenance(run, snippet=f"import sae\n\ndct = sae.load({str(run['path'])!r})\ndct.W_dec[{focus.feature or 0}]")
+    path = str(run["path"])
+    provenance(run, snippet=f"import sae\n\ntable = sae.features.Features.load({path!r})\ntable.latents")
+
+
+def missing(run: dict[str, Any]) -> None:
+    """No features yet: what to wait for, or to run."""
+    if run.get("status") == "running":
+        st.text("It is still being trained; what its latents do is computed afterwards.")
+        state.link(state.TRAINING, "Its training →", sae=run["name"], feature=None)
+        return
+    store = str(run["config"].get("store", "demo")).rstrip("/").rsplit("/", 1)[-1]
+    state.empty("What its latents do has not been computed yet. This does it:",
+                f"interp sae features {run['name']} --store {store}")  # fmt: skip
 
 
 def heading(run: dict[str, Any], dictionaries: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     """Which dictionary, what it is, and how good it is."""
-    config = run.get("config") or {}
-    box, *columns = st.columns([3, *[2] * len(MEASURES)], vertical_alignment="bottom")
+    config = run["config"]
+    box, *columns = st.columns([3, *[2] * len(MEASURES), 2], vertical_alignment="bottom")
     with box:
         state.choose("Dictionary", [d["name"] for d in dictionaries], "sae", run["name"], resets=("feature",))
-    for column, (key, (label, form, meaning)) in zip(columns, MEASURES.items(), strict=True):
+    for column, (key, (label, form, meaning)) in zip(columns, MEASURES.items(), strict=False):
         if isinstance(metrics.get(key), int | float):
             column.metric(label, form.format(metrics[key]), help=meaning)
+    with columns[-1]:
+        state.link(state.TRAINING, "Its training →", sae=run["name"], feature=None)
     told = [f"{key} {config[key]}" for key in ("architecture", "site", "d_sae", "k") if config.get(key)]
-    model = (run.get("model") or {}).get("name", "model not recorded")
-    st.text(" · ".join([model, *told]) + ("" if run.get("status") == "done" else f" · {run.get('status')}"))
+    status = "" if run.get("status") == "done" else f" · {run.get('status')}"
+    st.text(" · ".join([str(run["model"].get("name", "model not recorded")), *told]) + status)
 
 
-def browse(focus: state.Focus, run: dict[str, Any], features: Features) -> None:
-    latents = features.latents
-    known = set(latents["latent"])
-    if focus.feature is not None and focus.feature not in known:
-        first, last = latents["latent"].min(), latents["latent"].max()
-        st.text(f"No latent {focus.feature} here: they are numbered {first} to {last}.")
-    left, right = st.columns([5, 6], gap="large")
+def browse(run: dict[str, Any], features: Features) -> None:
+    latents = readers.readable(features)
+    left, right = st.columns([7, 5], gap="large")
     with left:
-        table = choose_latents(run["name"], latents)
+        table = chosen(features, latents)
+        st.text(f"{len(table):,} of {len(latents):,} latents; choose a row to open its page")
+        rows(run, table.head(SHOWN))
+        if len(table) > SHOWN:
+            st.text(f"The first {SHOWN:,} are listed: order or search for others.")
     with right:
-        if focus.feature in known:
-            latent = focus.feature
-        elif len(table):
-            latent = int(table["latent"].iloc[0])
-        else:
-            st.text("No latent matches.")
-            return
-        one_latent(run["name"], features, latents[latents["latent"] == latent].iloc[0])
+        st.text("How often they fire")
+        figure = readers.drawn(
+            lambda: plots.densities(latents, DENSE), run["path"], "features/latents.parquet", of="densities"
+        )
+        st.plotly_chart(figure, key="densities", config={"displayModeBar": False})
+        dead, dense = int(latents["dead"].sum()), int((latents["density"] > DENSE).sum())
+        st.text(f"{dead:,} dead: they fired on no token of the store.\n"
+                f"{dense:,} dense: they fire on more than {DENSE:.0%} of tokens.")  # fmt: skip
+    exports(run, features.latents, lambda: plots.densities(latents, DENSE))
 
 
-def choose_latents(name: str, latents: pd.DataFrame) -> pd.DataFrame:
-    """The table of latents under its filters; choosing a row puts the latent into the address."""
-    kind = st.radio("Show", KINDS, horizontal=True, key="latents-kind",
-                                help=f"dense: fires on more than {DENSE:.0%} of tokens")  # fmt: skip
-    wanted = st.text_input("Search", key="latents-search", placeholder="latent number, or part of its top token")
-    table = matching(latents, kind, wanted)
-    st.text(f"{len(table)} of {len(latents)} latents, by largest activation; choose a row")
-    table = table.head(SHOWN)
-    key = f"latents-{name}-{kind}-{wanted}"
-    numbers = table["latent"].tolist()
+def chosen(features: Features, latents: pd.DataFrame) -> pd.DataFrame:
+    """The latents under the filters, in the order asked for."""
+    by_column, text_column = st.columns([2, 3])
+    by = by_column.selectbox("Latents that", list(SEARCHES), key="latents-by", format_func=SEARCHES.get)
+    wanted = text_column.text_input("Search", key="latents-search", max_chars=200,
+                                    placeholder="part of a token (a space counts), or a number")  # fmt: skip
+    kind_column, order_column = st.columns([3, 2])
+    kind = kind_column.radio("Show", KINDS, horizontal=True, key="latents-kind",
+                             help=f"dead: fired nowhere; dense: fires on more than {DENSE:.0%} of tokens")  # fmt: skip
+    order = order_column.selectbox("Order by", list(ORDERS), key="latents-order", format_func=ORDERS.get)
+    keep = {"all": latents["latent"] >= 0, "alive": ~latents["dead"], "dead": latents["dead"],
+            "dense": latents["density"] > DENSE}[kind]  # fmt: skip
+    if not wanted:
+        return latents[keep].sort_values(order, ascending=order == "latent", kind="stable")
+    if by == "number":
+        return latents[keep & (latents["latent"].astype(str) == wanted.strip())]
+    found = features.search(wanted, by)[["latent", "share"]]
+    return found.merge(latents[keep], on="latent", sort=False)
 
-    def pick() -> None:
-        chosen = st.session_state[key].selection.rows
-        if chosen and chosen[0] < len(numbers):
-            state.write_focus(sae=name, feature=numbers[chosen[0]])
 
-    columns = {
-        "density": st.column_config.NumberColumn(format="%.2e", help="share of tokens on which it fires"),
-        "max_activation": st.column_config.NumberColumn("max activation", format="%.2f"),
-        "top_token_text": st.column_config.TextColumn("top token"),
-        "n_fires": st.column_config.NumberColumn("fires"),
-    }
-    readable = table.assign(top_token_text=table["top_token_text"].map(visible))
-    order = ["latent", "top_token_text", "density", "max_activation", "n_fires", "dead"]
-    st.dataframe(
-        readable, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=560,
-        column_config=columns, column_order=order,
+def rows(run: dict[str, Any], table: pd.DataFrame) -> None:
+    """The table; a row that is chosen opens the latent's page."""
+    if known := labels(run):
+        table = table.assign(label=[known.get(str(latent), "") for latent in table["latent"]])
+    order = [column for column in COLUMNS if column in table]
+    event = st.dataframe(
+        table, key=f"latents-{run['name']}", on_select="rerun", selection_mode="single-row", hide_index=True,
+        height=560, column_config={key: value for key, value in COLUMNS.items() if value}, column_order=order,
     )  # fmt: skip
-    return table
-
-
-def matching(latents: pd.DataFrame, kind: str, wanted: str) -> pd.DataFrame:
-    keep = {
-        "all": latents["density"] >= 0,
-        "alive": ~latents["dead"],
-        "dead": latents["dead"],
-        "dense": latents["density"] > DENSE,
-    }[kind]
-    if wanted.strip():
-        text = latents["top_token_text"].fillna("").str.contains(wanted.strip(), case=False, regex=False)
-        keep &= text | (latents["latent"].astype(str) == wanted.strip())
-    return latents[keep].sort_values("max_activation", ascending=False, kind="stable")
-
-
-def one_latent(name: str, features: Features, latent: pd.Series) -> None:
-    number = int(latent["latent"])
-    st.subheader(f"Latent {number}", anchor=False)
-    density, fires, largest = st.columns(3)
-    density.metric("density", f"{latent['density']:.3%}", help="share of tokens on which it fires")
-    fires.metric("fires", f"{latent['n_fires']:,}", help="tokens of the store on which it fires")
-    largest.metric("max activation", f"{latent['max_activation']:.2f}")
-    if latent["dead"]:
-        st.text("Dead: it fired on no token of the store.")
-        return
-    kind = st.radio("Examples", list(EXAMPLES), horizontal=True, key="example-kind")
-    st.text(f"{EXAMPLES[kind]}, in their context; blue from 0, one scale for all")
-    examples = features.of(number, kind)
-    strips = [
-        Strip(tokens=list(row["tokens"]), values=list(row["values"]), marked=int(row["token_index"]),
-              head=f"{row['activation']:.2f}  seq {row['sequence']}:{row['position']}")
-        for _, row in examples.iterrows()
-    ]  # fmt: skip
-    token_strips(strips, key="examples", label=f"{kind} examples of latent {number}")
-    left, right = st.columns(2, gap="large")
-    with left:
-        st.text("How strongly it fires")
-        st.plotly_chart(features.figure(number), key="latent-histogram", config={"displayModeBar": False})
-    with right:
-        st.text("Tokens that its decoder row raises and lowers, in logits")
-        effects = features.logits(number)
-        if len(effects):
-            st.dataframe(
-                effects.assign(text=effects["text"].map(visible))[["text", "effect"]], key="latent-logits",
-                hide_index=True, height=320, column_config={"text": "token"},
-            )  # fmt: skip
-        else:
-            st.text("Its site has no direct way to the logits.")
-    for side, (by, meaning) in zip(st.columns(2, gap="large"), NEIGHBOURS.items(), strict=True):
-        with side:
-            st.text(meaning)
-            neighbours(name, features, number, by)
-
-
-def neighbours(name: str, features: Features, number: int, by: str) -> None:
-    """The nearest latents; choosing one puts it into the address."""
-    near, tops = features.neighbours(number, by), features.latents.set_index("latent")["top_token_text"]
-    key = f"neighbours-{by}-{number}"
-
-    def pick() -> None:
-        chosen = st.session_state[key].selection.rows
-        if chosen and chosen[0] < len(near):
-            state.write_focus(sae=name, feature=int(near["latent"].iloc[chosen[0]]))
-
-    table = near.assign(top_token=near["latent"].map(tops).fillna("").map(visible))
-    st.dataframe(
-        table[["latent", "top_token", "value"]], key=key, on_select=pick, selection_mode="single-row", hide_index=True,
-        column_config={"top_token": "top token", "value": st.column_config.NumberColumn(by, format="%.3f")},
-    )  # fmt: skip
+    if event.selection.rows and event.selection.rows[0] < len(table):
+        latent = int(table["latent"].iloc[event.selection.rows[0]])
+        st.switch_page(state.FEATURE, query_params={"sae": run["name"], "feature": str(latent)})
+    if len(table):
+        first = int(table["latent"].iloc[0])
+        state.link(state.FEATURE, f"Open the first, {first} ({visible(str(table['top_token'].iloc[0]))}) →",
+                   sae=run["name"], feature=first)  # fmt: skip
 
 
 page()

@@ -4,7 +4,7 @@
 (`interp.causal.verdicts`). Scores say how much worse the metric gets without the edge, in its unit: positive helps.
 Files are those of the MIB benchmark (Mueller et al. 2025, arXiv:2504.13151), which has a k and a v edge for every
 query head: where heads share them, ours are written once for each head with an equal part of the score, and read as
-their sum.
+their sum. No torch is imported before a circuit is sought or judged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from jaxtyping import Bool, Float
 
 from interp import runs
 from interp.causal import search
-from interp.causal.ability import check_ability
 from interp.causal.effects import about
 from interp.causal.finished import Finished
 from interp.causal.graph import Graph
@@ -240,6 +239,7 @@ def find_circuit(
     carries, "counterfactual" or "mean". InputError for a task that the model cannot do (mean logit difference 0 or
     less), unless `force`. The same settings give the same circuit; `seed` is only written down.
     """
+    from interp.causal.ability import check_ability
     from interp.causal.attribution import edge_scores
 
     if method not in METHODS:

@@ -96,10 +96,10 @@ def parse(
                 raise InputError(f'"{spec.component}" is no number to add {spec.number:g} to: use =0 or *0.5.')
             part = named(component, dictionaries or {}, directions or {})
             writes.setdefault(component.site, []).append((part, spec))
-    return {site: _edit(parts) for site, parts in writes.items()}
+    return {site: edit_of(parts) for site, parts in writes.items()}
 
 
-def _edit(writes: Sequence[tuple[Part, Spec]]) -> Edit:
+def edit_of(writes: Sequence[tuple[Part, Spec]]) -> Edit:
     def edit(value: Tensor) -> Tensor:
         changed = value.clone()
         for part, spec in writes:

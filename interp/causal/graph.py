@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from interp.decoder.loading import Model
 
 
+def component(node: str) -> str:
+    """What an ablation calls a node, or the node of a place that reads: `L3H5` of `a3.h5` and of `a3.h5<q>`, `L3.mlp`
+    of `m3`; `embed` of the input; `logits`."""
+    match = re.fullmatch(r"([am])(\d+)(?:\.h(\d+)(?:<[qkv]>)?)?", node)
+    if match is None:
+        return "embed" if node == "input" else node
+    return f"L{match[2]}.mlp" if match[1] == "m" else f"L{match[2]}H{match[3]}"
+
+
 @dataclass(frozen=True)
 class Graph:
     """The nodes of a model, and every edge that there can be. Matrices over edges are [sender, receiver]."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from interp.causal.edges import Patcher
 from interp.causal.graph import Graph
+
+if TYPE_CHECKING:
+    from interp.causal.edges import Patcher
 
 AT_ONCE = 8
 """Edges that ACDC tries at first in one pass; twice as many after a pass in which none was kept."""

@@ -8,7 +8,24 @@ from collections.abc import Sequence
 
 import typer
 
-from interp.cli import ablate, circuit, compare, demo, features, generate, model, patch, record, runs, sae, store, task
+from interp.cli import (
+    ablate,
+    circuit,
+    compare,
+    demo,
+    direction,
+    features,
+    generate,
+    heads,
+    lens,
+    model,
+    patch,
+    record,
+    runs,
+    sae,
+    store,
+    task,
+)
 from interp.cli import app as app_command
 from interp.errors import Failure, InputError
 
@@ -28,8 +45,11 @@ app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
+app.command("heads")(heads.heads)
 circuit.app.command("features")(features.features)
 app.add_typer(circuit.app, name="circuit")
+app.add_typer(lens.app, name="lens")
+app.add_typer(direction.app, name="direction")
 app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
@@ -42,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 the input is wrong (nothing was written), 1 it failed on the
     way, 130 interrupted."""
     try:
-        return app(args=None if argv is None else list(argv), standalone_mode=False, prog_name="interp") or 0
+        status = app(args=None if argv is None else list(argv), standalone_mode=False, prog_name="interp") or 0
+        if status == 130:  # how typer tells of an interrupt since 0.29
+            raise KeyboardInterrupt
+        return status
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,8 @@
-"""`python -m interp.cli`, for torchrun: the `interp` command."""
+"""`python -m interp.cli`, for torchrun and the app's jobs: the `interp` command."""
+
+import sys
 
 from interp.cli import script
 
+sys.argv[0] = "interp"  # what run.json says was called
 script()

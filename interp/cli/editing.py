@@ -31,6 +31,10 @@ def direction(name: str, workspace: str | Path, model: Model) -> Any:
     """The vector of a run of `interp direction`, or of a safetensors file. MissingFile where there is neither."""
     run = Path(workspace) / "runs" / name / "direction.safetensors"
     path = run if run.exists() else Path(name)
+    if (run.parent / "direction.json").is_file():
+        from interp.causal.directions import Direction
+
+        return Direction.load(run.parent, model).vector.to(model.device)
     if not path.is_file():
         raise MissingFile(f'no direction "{name}": neither a run in {run.parent.parent} nor a safetensors file.')
     return vector(path.stem, path, model)

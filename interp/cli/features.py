@@ -131,6 +131,8 @@ def _keep(path: Path, circuit: FeatureCircuit, verdict: Verdict, latents: Verdic
     """The verdicts and the figure."""
     import pandas as pd
 
+    from interp.reports import camera
+
     rows = pd.concat([verdict.rows.assign(errors="as found"), latents.rows.assign(errors="none")], ignore_index=True)
     rows.to_parquet(path / "verdict.parquet", index=False)
-    runs.write_text(path / "figure.html", circuit.figure().to_html(include_plotlyjs=True))
+    runs.write_text(path / "figure.html", circuit.figure().to_html(include_plotlyjs=True, config=camera(path.name)))

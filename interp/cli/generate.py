@@ -128,7 +128,7 @@ def _report(made: Generation, name: str, run: dict[str, Any]) -> str:
     said = f"Edits: {', '.join(run['config']['edit']) or 'none'}; at positions: {made.about['where']}."
     parts = [f"<p>{html.escape(said)}</p>"]
     if "edited" in set(table.run):
-        parts.append(made.figure().to_html(full_html=False, include_plotlyjs=False))
+        parts.append(reports.drawn(made.figure(), name))
         parts.append("<p>Below, blue is KL(edited || baseline) of a token of the edited run.</p>")
     limit = max(float(tokens.kl.max()), 1e-9)
     for number in range(min(len(made.prompts), SHOWN)):

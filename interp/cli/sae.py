@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +105,7 @@ def evaluate(
     probes = None if pairs is None else sae.probe(dct, loaded, pairs, context=context, seed=seed)
     report = sae.evaluate(
         dct, loaded, text or "bundled", context=context, n_tokens=n_tokens, batch_size=batch_size,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )  # fmt: skip
     report.save(metrics)
     for metric, value in report.table().itertuples(index=False):
@@ -155,7 +154,7 @@ def features(
     found = compute(
         dct.to(device or loaded.device), source, text=text or None, n_examples=n_examples,
         context_tokens=context_tokens, n_rows=n_rows, model=loaded, seed=seed, overwrite=overwrite,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )  # fmt: skip
     live = found.latents[~found.latents["dead"]]
     print(f"{len(live)} of {len(found.latents)} latents fire; median density {live['density'].median():.2%}")

@@ -14,13 +14,15 @@ from interp.errors import InputError, MissingFile, nearest
 
 
 class _Line(BaseModel):
-    """A line of prompts.jsonl. Where text and token ids are both given, the ids are taken."""
+    """A line of prompts.jsonl. Where text and token ids are both given, the ids are taken; pieces are for people."""
 
     model_config = ConfigDict(extra="forbid")
     clean: str | None = None
     clean_tokens: list[int] | None = None
+    clean_pieces: list[str] = []
     corrupted: str | None = None
     corrupted_tokens: list[int] | None = None
+    corrupted_pieces: list[str] = []
     answer: str | None = None
     answer_token: int | None = None
     wrong: str | None = None

@@ -155,7 +155,8 @@ class Task:
         )  # fmt: skip
 
     def save(self, path: str | Path, model: Model | None = None) -> None:
-        """prompts.jsonl: token ids, and beside them the text where `model` is given to spell it."""
+        """prompts.jsonl: token ids, and beside them the text where `model` is given to spell it: of the prompts, and of
+        each of their tokens (`clean_pieces`), for readers that have no tokenizer."""
         lines = []
         for p in self.prompts:
             row: dict = {} if model is None or model.tokenizer is None else _spelled(p, model)
@@ -183,14 +184,17 @@ def _padded(rows: list[list[int]]) -> Int[Tensor, "row few"]:
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
 
 
-def _spelled(prompt: Prompt, model: Model) -> dict[str, str]:
-    """The prompt as text, BOS left out."""
+def _spelled(prompt: Prompt, model: Model) -> dict[str, str | list[str]]:
+    """The prompt as text, BOS left out, and token by token."""
     ids = {"clean": prompt.clean_tokens, "corrupted": prompt.corrupted_tokens, "wrong": prompt.wrong_token}
     if len(prompt.targets) == 1:
         ids["answer"] = prompt.targets[0][1]
-    text = {}
+    text: dict[str, str | list[str]] = {}
     for key, value in ids.items():
         if value is not None:
             several = value if isinstance(value, list) else [value]
             text[key] = "".join(model.token_text([i for i in several if i != model.bos]))
+    for key in ("clean", "corrupted"):
+        if ids[key] is not None:
+            text[f"{key}_pieces"] = model.token_text(ids[key])
     return text

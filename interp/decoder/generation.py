@@ -170,7 +170,7 @@ def _check(model: Model, tokens: Tensor, sampling: Sampling, where: Where, patte
 
 def stream(
     model: Model,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: Int[Tensor, "sequence pos"] | Sequence[Sequence[int]],
     sampling: Sampling = Sampling(),
     *,
     edits: Mapping[str, Edit] | None = None,
@@ -185,16 +185,17 @@ def stream(
     With `edits` and `beside` the model without edits reads along: `Step.kl` and `baseline_logprob` are of it.
     `patterns` "frozen": attention is where it is without edits, so that only what is carried along it differs. Edits at
     "new" positions first change the second token: the first is said at the prompt's last position. `cache` False
-    computes the whole text for each token. `draws`: random numbers for each sequence, made of the seed if not given.
+    computes the whole text for each token. `draws`: random numbers for each sequence; those of the first sample of
+    each prompt in `generate` if not given.
     The lock is held within a step, not between.
     """
-    edits = edits or {}
+    edits, tokens = edits or {}, torch.as_tensor(tokens)
     _check(model, tokens, sampling, where, patterns, edits)
     frozen, length = bool(edits) and patterns == "frozen", tokens.shape[1]
     sites = [site for site in model.sites if frozen and site.endswith("hook_pattern")]
     run = _Run(model, length, edits, where, cache, ())
     other = _Run(model, length, {}, "all", cache, sites) if edits and (beside or frozen) else None
-    draws = draws or [np.random.default_rng([sampling.seed, number]) for number in range(len(tokens))]
+    draws = draws or [np.random.default_rng([sampling.seed, number, 0]) for number in range(len(tokens))]
     end = model.tokenizer.eos_token_id if sampling.stop and model.tokenizer is not None else None
     text, live = tokens.to(model.device), torch.ones(len(tokens), dtype=torch.bool, device=model.device)
     for _ in range(sampling.max_new_tokens):

@@ -2,7 +2,8 @@
 streamlit. A file for each kind of table; figures of effects and of dictionaries are found here too."""
 
 from interp.plots.colours import BLUE, GREY, RED, WHITE
-from interp.plots.dictionaries import frontier
+from interp.plots.comparisons import comparison
+from interp.plots.dictionaries import densities, frontier, training
 from interp.plots.effects import (
     LOWER_IS_BETTER,
     PATCHING,
@@ -15,12 +16,14 @@ from interp.plots.effects import (
     histogram,
     one_view,
     per_prompt,
+    position_grid,
     position_map,
     ranked,
     scale,
 )
 
 __all__ = [
-    "BLUE", "GREY", "LOWER_IS_BETTER", "PATCHING", "RED", "WHITE", "Grid", "Scale", "component_grid", "describe",
-    "effects", "frontier", "head_map", "histogram", "one_view", "per_prompt", "position_map", "ranked", "scale",
+    "BLUE", "GREY", "LOWER_IS_BETTER", "PATCHING", "RED", "WHITE", "Grid", "Scale", "comparison",
+    "component_grid", "densities", "describe", "effects", "frontier", "head_map", "histogram", "one_view",
+    "per_prompt", "position_grid", "position_map", "ranked", "scale", "training",
 ]  # fmt: skip

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, RED, WHITE
-from interp.plots.labels import escaped, tick
+from interp.plots.colours import BLUE, CLEAR, RED, WHITE
+from interp.plots.labels import escaped, short
 
 LOWER_IS_BETTER = frozenset({"loss", "kl"})
 """Metrics that rise when a model gets worse."""
@@ -48,8 +49,19 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Amount(Scale):
+    """Blues from 0 (white) to twice the centre: of numbers that have no sign."""
+
+    @property
+    def colorscale(self) -> list[list[float | str]]:
+        return [[0.0, WHITE], [1.0, BLUE]]
+
+
+@dataclass(frozen=True)
 class Grid:
-    """A map of components, layer by layer: what a cell is called, its number and its tooltip; None where nothing is."""
+    """A map of components, layer by layer: what a cell is called, its number and its tooltip; None where nothing is.
+
+    A column's label may have two lines."""
 
     rows: list[str]
     columns: list[str]
@@ -57,6 +69,8 @@ class Grid:
     values: list[list[float | None]]
     hover: list[list[str]]
     scale: Scale
+    texts: list[list[str]] | None = None
+    """What is written in a cell in place of its number."""
 
 
 def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "mean", normalized: bool = False) -> Scale:
@@ -70,6 +84,9 @@ def scale(values: Sequence[float] | pd.Series, metric: str, *, method: str = "me
         start = {"denoise": "corrupted", "noise": "clean", "trace": "noised"}[method]
         worse = "red = moves away from the answer"
         return Scale(_limit(values), f"effect = patched - {start}; {worse}", red_is_positive=lower)
+    if method == "path":
+        formula = "effect = patched - clean; red = what the sender says to the receiver helps"
+        return Scale(_limit(values), formula, red_is_positive=lower)
     formula = "effect = ablated - clean; red = the component helped"
     return Scale(_limit(values), formula, red_is_positive=lower)
 
@@ -94,8 +111,8 @@ def component_grid(table: pd.DataFrame) -> Grid | None:
     the row with the largest effect.
     """
     number = "normalized" if "normalized" in table else "effect"
-    cells: dict[tuple[int, str], pd.Series] = {}
-    for _, row in table.iterrows():
+    cells: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in table.to_dict("records"):
         match = _COMPONENT.fullmatch(row["component"])
         if match is None:
             continue
@@ -122,11 +139,11 @@ def _column_order(column: str) -> tuple[int, int, str]:
     return (0, int(column[1:]), "") if re.fullmatch(r"H\d+", column) else (1, 0, column)
 
 
-def _finite(row: pd.Series | None, number: str) -> float | None:
+def _finite(row: Mapping[str, Any] | None, number: str) -> float | None:
     return None if row is None or not np.isfinite(row[number]) else float(row[number])
 
 
-def describe(row: pd.Series) -> str:
+def describe(row: Mapping[str, Any] | pd.Series) -> str:
     """One row of effects as a line: "L3H5: -1.23 logit_diff, 95% interval -1.40 to -1.05, n = 200"."""
     place = "" if str(row["position"]) == "all" else f" at {row['position']}"
     known = np.isfinite(row["ci_low"])  # one prompt has no interval
@@ -144,32 +161,42 @@ def head_map(table: pd.DataFrame) -> go.Figure:
     grid = component_grid(table)
     assert grid is not None, "head_map needs heads, attention layers or MLPs"
     figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
-    figure.update_layout(title=_title(table), xaxis_title="head", yaxis_title="layer")
+    figure.update_layout(title=_title(table), xaxis_title=_near("head"), yaxis_title="layer")
     return figure
 
 
-def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) -> go.Figure:
-    """Layer x position heat map of one method and metric: `normalized` where patching gives it, else the effect.
+def position_grid(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) -> Grid:
+    """Components x positions of one method and metric; a cell is called `component@position`.
 
-    `ticks`: position -> the token or label shown beside it. A click selects a point whose `customdata` is
-    `component@position`.
+    Cells are `normalized` where patching gives it, else the effect. `ticks`: position -> the token or label above it.
     """
-    table = one_view(table)
     number = "normalized" if "normalized" in table else "effect"
     rows = list(dict.fromkeys(table.sort_values(["layer", "index"])["component"]))
     columns = list(dict.fromkeys(table["position"].astype(str)))
-    at = {(row["component"], str(row["position"])): row for _, row in table.iterrows()}
+    at = {(row["component"], str(row["position"])): row for row in table.to_dict("records")}
     cells = [[at.get((row, column)) for column in columns] for row in rows]
-    values = [[_finite(cell, number) for cell in line] for line in cells]
-    hover = [["not measured" if cell is None else describe(cell) for cell in line] for line in cells]
-    names = [[f"{row}@{column}" for column in columns] for row in rows]
     first = table.iloc[0]
-    colours = scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized")
-    figure = clickable(values, columns, rows, names, hover, colours)
+    return Grid(
+        rows=rows,
+        columns=[f"{short(ticks.get(column, ''))}\n{column}" for column in columns] if ticks else columns,
+        names=[[f"{row}@{column}" for column in columns] for row in rows],
+        values=[[_finite(cell, number) for cell in line] for line in cells],
+        hover=[["not measured" if cell is None else describe(cell) for cell in line] for line in cells],
+        scale=scale(table[number], first["metric"], method=first["method"], normalized=number == "normalized"),
+    )
+
+
+def position_map(table: pd.DataFrame, ticks: Mapping[str, str] | None = None) -> go.Figure:
+    """Layer x position heat map of one method and metric (`position_grid`), the first layer on top.
+
+    A click selects a point whose `customdata` is `component@position`.
+    """
+    table = one_view(table)
+    grid = position_grid(table, ticks)
+    figure = clickable(grid.values, grid.columns, grid.rows, grid.names, grid.hover, grid.scale)
     if ticks:
-        shown = [f"{tick(ticks.get(column, ''))}<br>{escaped(column)}" for column in columns]
-        figure.update_xaxes(ticktext=shown, tickangle=0 if len(columns) <= 16 else -60)
-    figure.update_layout(title=_title(table), xaxis_title="position", yaxis_title="")
+        figure.update_xaxes(tickangle=0 if len(grid.columns) <= 16 else -60)
+    figure.update_layout(title=_title(table), xaxis_title=_near("position"), yaxis_title="")
     return figure
 
 
@@ -194,30 +221,36 @@ def clickable(
         x=x.ravel(), y=y.ravel(), mode="markers", marker={"size": 2, "opacity": 0}, selected=hidden, unselected=hidden,
         customdata=sum(names, []), text=sum(safe, []), hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
+    labels = [escaped(column).replace("\n", "<br>") for column in columns]
     axis = {"tickmode": "array", "showgrid": False, "zeroline": False, "fixedrange": True}
     figure = go.Figure([heat, clicks])
     figure.update_layout(
-        xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": [escaped(c) for c in columns],
+        xaxis=axis | {"tickvals": list(range(len(columns))), "ticktext": labels,
                       "range": [-0.5, len(columns) - 0.5]},
         yaxis=axis | {"tickvals": list(range(len(rows))), "ticktext": [escaped(r) for r in rows],
                       "range": [len(rows) - 0.5, -0.5]},
         hovermode="closest", hoverdistance=-1, dragmode=False, clickmode="event+select",
         plot_bgcolor="rgb(200,200,200)",
         height=max(260, (28 if len(rows) <= 40 else 14) * len(rows) + 150),
-        margin={"l": 60, "r": 20, "t": 50, "b": 85, "pad": 0},
+        margin={"l": max(60, 10 + 7 * max(map(len, rows), default=0)), "r": 20, "t": 50, "b": 85, "pad": 0},
         annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure
 
 
+def _near(text: str) -> dict[str, object]:
+    """The title of an axis, close to its ticks: the footnote stands below it."""
+    return {"text": text, "standoff": 4}
+
+
 def footnote(text: str) -> dict[str, object]:
-    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -62, "xanchor": "left",
+    return {"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -68, "xanchor": "left",
             "showarrow": False, "font": {"size": 12}}  # fmt: skip
 
 
 def _title(table: pd.DataFrame) -> str:
     row = table.iloc[0]
-    what = "patching" if row["method"].removesuffix("-atp") in PATCHING else "ablation"
+    what = "patching" if row["method"].removesuffix("-atp") in (*PATCHING, "path") else "ablation"
     return escaped(f"{row['method']} {what}: {row['metric']}, n = {row['n']}")
 
 
@@ -238,8 +271,8 @@ def ranked(table: pd.DataFrame, *, top: int = 30) -> go.Figure:
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_layout(
-        title=_title(table), xaxis_title=f"effect on {escaped(str(table['metric'].iloc[0]))}",
-        yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 150),
+        title=_title(table), xaxis_title=_near(f"effect on {escaped(str(table['metric'].iloc[0]))}"),
+        yaxis={"autorange": "reversed"}, plot_bgcolor=CLEAR, height=max(260, 20 * len(shown) + 150),
         margin={"l": 90, "r": 20, "t": 50, "b": 90}, annotations=[footnote(colours.formula)],
     )  # fmt: skip
     return figure

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY
+from interp.plots.colours import BLUE, CLEAR, GREY
 from interp.plots.labels import escaped, tick, visible
 
 LONGEST = 60
@@ -46,5 +46,5 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
         figure.update_layout(title=f"mean over {n} continuations, with its 95% interval")
         figure.update_xaxes(title="number of the new token")
     figure.update_yaxes(title="KL(edited || baseline), nats", rangemode="tozero")
-    figure.update_layout(plot_bgcolor="white", height=340, margin={"l": 60, "r": 20, "t": 40, "b": 80}, bargap=0.1)
+    figure.update_layout(plot_bgcolor=CLEAR, height=340, margin={"l": 60, "r": 20, "t": 40, "b": 80}, bargap=0.1)
     return figure

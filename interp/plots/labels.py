@@ -20,6 +20,8 @@ def visible(text: str) -> str:
         return "∅"
     if set(text) == {" "}:
         return "·" * len(text)
+    if text.isprintable():
+        return text
     return "".join(_shown(character) for character in text)
 
 
@@ -31,8 +33,13 @@ def _shown(character: str) -> str:
     return character
 
 
-def tick(token: str) -> str:
-    """A token on an axis: visible, without the spaces around it, cut where it is long."""
+def short(token: str) -> str:
+    """A token beside a map: visible, without the spaces around it, cut where it is long."""
     text = visible(token)
     text = text.strip(" ") or text
-    return escaped(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def tick(token: str) -> str:
+    """A token on an axis of plotly: `short`, escaped."""
+    return escaped(short(token))

@@ -1,0 +1,286 @@
+"""`interp lens`: what each layer says already, a tuned lens, and what a logit is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp import runs
+from interp.cli import options
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    from interp.decoder.loading import Model
+    from interp.lenses.attribution import Attribution
+    from interp.lenses.curves import LensCurve
+    from interp.lenses.logits import Lens
+    from interp.lenses.tuned import TunedLens
+
+app = typer.Typer(help="Lenses: what each layer says, and which parts write a logit.", no_args_is_help=True)
+
+_READ = {
+    "Lens": "Each layer's residual stream, read through the last layer norm and the unembedding. The last layer is the "
+    "model's output; kl is KL(output || lens) in nats; rank 1 is the top token.",
+    "LensCurve": "Each layer's residual stream, read at the positions that the task reads, as the output is: means "
+    "over prompts with 95% bootstrap intervals. The last layer is the model's output.",
+    "Attribution": "What each part wrote to the last residual stream, along the direction of the logit difference, the "
+    "scale of the last layer norm held: nats, mean over prompts with 95% bootstrap intervals. The rows sum to the "
+    "logit difference. The direct way only: what later parts make of it counts as theirs.",
+}
+"""How to read the three results."""
+
+Prompt = Annotated[str | None, typer.Argument(help="A text; or --task.", show_default=False)]
+TaskName = Annotated[str | None, typer.Option("--task", help="ioi, ..., or a .jsonl of prompt pairs: means over it.")]
+Keep = Annotated[str | None, typer.Option("--out", help="Keep it as a run of this name; else it is only printed.")]
+Tuned = Annotated[str | None, typer.Option(help="A run of interp lens train: read by it too.")]
+Position = Annotated[int, typer.Option(help="Where the prompt is read; -1 the last.")]
+
+
+@app.command()
+def show(
+    prompt: Prompt = None,
+    task: TaskName = None,
+    model: options.ModelName = "bundled",
+    target: Annotated[str | None, typer.Option(help='Of a text: the token asked for, " Mary"; else the next.')] = None,
+    top: Annotated[int, typer.Option(help="Of a text: likeliest tokens of each layer.", min=1)] = 5,
+    position: Position = -1,
+    colour: Annotated[str, typer.Option(help="Of the figure: top_prob, prob, rank, kl, entropy.")] = "top_prob",
+    tuned: Tuned = None,
+    edit: options.Edits = None,
+    n: options.N = None,
+    corruption: options.Corruption = None,
+    seed: options.Seed = 0,
+    out: Keep = None,
+    workspace: options.Workspace = options.WORKSPACE,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+) -> None:
+    """What would the model say if it stopped after each layer? Of one prompt its likeliest tokens; of a task when the
+    answer emerges. With --out a run with figures and a report.
+
+    Example: interp lens show "When Mary and John went to the shop, John gave a bag to" --target " Mary"
+
+    Example: interp lens show --task ioi --n 200 --tuned bundled-lens --out ioi-lens
+    """
+    settings = _settings(locals())
+    path = _place(prompt, task, out, workspace, overwrite, "lens")
+    from interp.plots.lenses import COLOURS
+
+    if colour not in COLOURS:
+        raise InputError(f'colour "{colour}" given: one of {", ".join(COLOURS)}.')
+    import interp
+    from interp.cli import editing
+
+    loaded = interp.load_model(model, device=device, dtype=dtype)
+    edits, lens = editing.read(edit, loaded, workspace), _tuned(tuned, workspace, loaded)
+    if prompt is not None:
+        found = interp.logit_lens(loaded, prompt, target=target, top=top, edits=edits, tuned=lens)
+        _say_prompt(found, position)
+        if path is not None:
+            with _recording(path, "lens", settings, loaded, seed, overwrite):
+                found.save(path)
+                _report(path, _about(found), [found.figure(colour, last=128)], found.rows.drop(columns="top_id"))
+    else:
+        prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption)
+        curve = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=seed, progress=True)
+        _say_curve(curve)
+        if path is not None:
+            with _recording(path, "lens", settings, loaded, seed, overwrite):
+                curve.save(path)
+                prompts.save(path / "prompts.jsonl", loaded)
+                figures = [curve.figure(metric) for metric in curve.rows["metric"].unique()]
+                _report(path, _about(curve), figures, curve.rows)
+    if path is not None:
+        print(f"-> {path / 'report.html'}")
+
+
+@app.command()
+def train(
+    model: options.ModelName = "bundled",
+    corpus: Annotated[
+        list[str] | None, typer.Option(help='Files, folders, globs of text, or "bundled"; may be given again.')
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="A store with *.resid_post in place of text.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of Adam.", min=0)] = 250,
+    batch_size: Annotated[int, typer.Option(help="Tokens a step.", min=1)] = 256,
+    lr: Annotated[float, typer.Option(help="Size of the first step; falls to 0.")] = 3e-3,
+    context: Annotated[int, typer.Option(help="Tokens a window of text.")] = 128,
+    n_tokens: Annotated[int | None, typer.Option(help="Tokens of text to read; all if not given.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the windows on which the lens is judged.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the order of the text and of the bootstrap.")] = 0,
+    out: options.Out = None,
+    workspace: options.Workspace = options.WORKSPACE,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+) -> None:
+    """Train a tuned lens (Belrose et al. 2023): for each layer an affine map by which it says what the output says.
+    Judged beside the logit lens on text held out. Killed, the same command continues.
+
+    Example: interp lens train --model bundled --corpus bundled --steps 250 --out bundled-lens
+    """
+    settings = _settings(locals())
+    path = runs.place(workspace, "runs", out, "lens-train")
+    runs.check_free(path, overwrite)
+    if corpus and store:
+        raise InputError("--corpus and --store given: train on one of them.")
+    import interp
+    from interp.lenses.tuned import TunedConfig
+
+    config = TunedConfig(steps, batch_size, lr, context, n_tokens, held_out, seed)
+    source = interp.Store(_folder(store, workspace / "stores")) if store else corpus or "bundled"
+    loaded = interp.load_model(model, device=device, dtype=dtype)
+    with _recording(path, "lens-train", settings, loaded, seed, overwrite):
+        lens = interp.train_tuned_lens(loaded, source, config, out=path, progress=True)
+        said = f'A tuned lens of "{loaded.name}", trained on {lens.about["source"]}: KL(output || lens) on what was '
+        _report(path, said + "held out, with 95% intervals.", [lens.curve.figure()], lens.curve.rows)
+    _say_curve(lens.curve)
+    print(f"-> {path / 'tuned_lens.safetensors'}, {path / 'report.html'}")
+
+
+@app.command()
+def attribute(
+    prompt: Prompt = None,
+    task: TaskName = None,
+    model: options.ModelName = "bundled",
+    answer: Annotated[str | None, typer.Option(help="Of a text; the model's top token if not given.")] = None,
+    wrong: Annotated[str | None, typer.Option(help="Of a text: the token that the answer is held against.")] = None,
+    position: Position = -1,
+    by: Annotated[str, typer.Option(help="layer, component (heads, MLPs, biases) or neuron.")] = "component",
+    sae: Annotated[
+        list[str] | None, typer.Option(help="Break what this dictionary reads up into its latents; may be repeated.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Parts to print.", min=1)] = 10,
+    edit: options.Edits = None,
+    n: options.N = None,
+    corruption: options.Corruption = None,
+    seed: options.Seed = 0,
+    out: Keep = None,
+    workspace: options.Workspace = options.WORKSPACE,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+) -> None:
+    """Which parts write the answer? The logit difference as a sum over heads, MLPs, neurons or latents, the scale of
+    the last layer norm held. With --out a run with figures and a report.
+
+    Example: interp lens attribute --task ioi --n 200 --out ioi-direct
+
+    Example: interp lens attribute "The keys to the cabinet" --answer " are" --wrong " is" --by neuron
+    """
+    settings = _settings(locals())
+    path = _place(prompt, task, out, workspace, overwrite, "lens-attribute")
+    if task is not None and (answer or wrong):
+        raise InputError("--answer and --wrong are of a text: a task has its own.")
+    import interp
+    from interp.cli import editing
+    from interp.cli.batch import dictionary
+
+    loaded = interp.load_model(model, device=device, dtype=dtype)
+    edits = editing.read(edit, loaded, workspace)
+    dictionaries = {name: dictionary(name, str(workspace), loaded) for name in sae or []}
+    prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption) if task else None
+    found = interp.attribute_logits(
+        loaded, prompts or prompt, by=by, answer=answer, wrong=wrong, position=position, dictionaries=dictionaries,
+        edits=edits, seed=seed, progress=True,
+    )  # fmt: skip
+    _say_attribution(found, top)
+    if path is not None:
+        with _recording(path, "lens-attribute", settings, loaded, seed, overwrite):
+            found.save(path)
+            if prompts is not None:
+                prompts.save(path / "prompts.jsonl", loaded)
+            _report(path, _about(found), [found.by_layer().figure(), found.figure()], found.top(50))
+        print(f"-> {path / 'attribution.parquet'}, {path / 'report.html'}")
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """What the run's config says: the flags, but for those that say where it goes and on what it runs."""
+    return {k: v for k, v in given.items() if k not in ("out", "workspace", "overwrite", "device")}
+
+
+def _place(
+    prompt: str | None, task: str | None, out: str | None, workspace: Path, overwrite: bool, kind: str
+) -> Path | None:
+    """The run's folder, checked; None where nothing is to be written. InputError unless one thing is looked at."""
+    if (prompt is None) == (task is None):
+        raise InputError("give a text or --task: one prompt, or the prompts of a task.")
+    path = None if out is None else runs.place(workspace, "runs", out, kind)
+    if path is not None:
+        runs.check_free(path, overwrite)
+    return path
+
+
+def _folder(name: str, among: Path) -> Path:
+    """A result by name, or a folder."""
+    return Path(name) if Path(name).is_dir() else among / name
+
+
+def _tuned(name: str | None, workspace: Path, model: Model) -> TunedLens | None:
+    from interp.lenses.tuned import TunedLens
+
+    return None if name is None else TunedLens.load(_folder(name, workspace / "runs"), model)
+
+
+def _recording(path: Path, kind: str, settings: dict[str, Any], model: Model, seed: int, overwrite: bool) -> Any:
+    return runs.recording(
+        path, kind=kind, config=settings, model=model.provenance(), seed=seed, device=str(model.device),
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+def _say_prompt(found: Lens, position: int) -> None:
+    """Each layer at one position, from the output down."""
+    length = found.rows["position"].max() + 1
+    if not -length <= position < length:
+        raise InputError(f"position {position} given: the prompt has {length} tokens.")
+    rows = found.rows[found.rows["position"] == position % length]
+    print(f"at {position % length}, {rows['token'].iloc[0]!r}; target {rows['target'].iloc[0]!r}")
+    for row in rows[::-1].itertuples():
+        said = "  ".join(f"{word!r} {p:.3f}" for word, p in zip(row.top, row.top_prob, strict=True))
+        print(
+            f"{_layer(row.layer):>5}  P {row.prob:<8.2g} rank {row.rank:<6,} KL {row.kl:<6.2f} entropy "
+            f"{row.entropy:<5.2f} {said}"
+        )
+
+
+def _say_curve(curve: LensCurve) -> None:
+    """Each metric by layer."""
+    for (metric, lens), rows in curve.rows.groupby(["metric", "lens"], sort=False):
+        print(f"{metric}, {lens} lens, n = {rows['n'].max()}")
+        for row in rows.itertuples():
+            print(f"{_layer(row.layer):>7} {row.value:>10.4g}  [{row.ci_low:.4g}, {row.ci_high:.4g}]")
+
+
+def _say_attribution(found: Attribution, top: int) -> None:
+    what = "logit(answer) - logit(wrong)" if found.about["metric"] == "logit_diff" else "logit(answer)"
+    print(f"{what} {found.total.mean():+.3f}, the sum of {len(found.rows):,} parts, n = {len(found.total)}")
+    for row in found.top(top).itertuples():
+        interval = f"  [{row.ci_low:+.3f}, {row.ci_high:+.3f}]" if len(found.total) > 1 else ""
+        print(f"{row.component:>12} {row.contribution:+.3f}{interval}")
+
+
+def _layer(layer: int) -> str:
+    from interp.lenses.reading import label
+
+    return label(layer)
+
+
+def _about(found: Lens | LensCurve | Attribution) -> str:
+    about = found.about
+    of = f", task {about['task']}" if "task" in about else ""
+    edits = f", edited at {', '.join(about['edits'])}" if about["edits"] else ""
+    return f'"{about["model"]["name"]}"{of}{edits}. {_READ[type(found).__name__]}'
+
+
+def _report(path: Path, said: str, figures: list[Any], rows: Any) -> None:
+    import html
+
+    from interp import reports
+
+    parts = [f"<p>{html.escape(' '.join(said.split()))}</p>"]
+    parts += [reports.drawn(figure, path.name) for figure in figures]
+    runs.write_text(path / "report.html", reports.page(path.name, [*parts, reports.table_html(rows)], runs.read(path)))

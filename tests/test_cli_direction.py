@@ -1,0 +1,110 @@
+"""`interp direction`: exit statuses, one-line errors, files."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from interp.cli import main
+
+
+def one_line(capsys) -> str:
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error, error
+    return error
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, end in (("glad", "are glad"), ("sad", "is a letter")):
+        lines = [f"The {a} and {b} {end}" for a in ("Mary", "John", "Tom") for b in ("shop", "bag", "key", "book")]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def base(tiny_dir, tmp_path):
+    return ["--model", str(tiny_dir), "--workspace", str(tmp_path / "ws")]
+
+
+@pytest.fixture
+def found(base, files):
+    given = ["--positive", str(files / "glad.txt"), "--negative", str(files / "sad.txt")]
+    assert main(["direction", "find", *given, *base, "--out", "joy"]) == 0
+
+
+def test_find_test_and_remove_write_what_they_say(found, base, files, tiny_text, tmp_path, capsys):
+    runs = tmp_path / "ws" / "runs"
+    run = json.loads((runs / "joy" / "run.json").read_text())
+    assert run["status"] == "done" and run["kind"] == "direction" and run["config"]["method"] == "mean-difference"
+    assert {"direction.safetensors", "direction.json", "report.html"} <= {
+        path.name for path in (runs / "joy").iterdir()
+    }
+    asked = ["--prompts", str(files / "glad.txt"), "--toward", "shop, bag", "--away", "key", "--strengths", "-4,4"]
+    given = [*asked, "--text", str(tiny_text), "--windows", "2", "--n-random", "1", "--out", "joy-test"]
+    assert main(["direction", "test", "joy", *given, *base]) == 0
+    dose = pd.read_parquet(runs / "joy-test" / "dose.parquet")
+    assert set(dose.strength) == {-4, 4} and set(dose.kind) == {"direction", "random", "shuffled"}
+    perplexity = pd.read_parquet(runs / "joy-test" / "perplexity.parquet")
+    assert list(perplexity.change)[::4] == ["unchanged", "projected out of every write"]
+    assert "log_odds" in capsys.readouterr().out
+    to = tmp_path / "without"
+    given = ["--to", str(to), "--text", str(tiny_text), "--windows", "2"]
+    assert main(["direction", "remove", "joy", *given, *base]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main(["model", "info", str(to)]) == 0
+    assert main(["direction", "remove", "joy", *given, *base]) == 2
+    assert "exists: name a directory that does not" in capsys.readouterr().err
+
+
+def test_an_edit_by_the_direction_s_name_is_of_its_model_alone(found, base, make_model, tmp_path, capsys):
+    from interp.cli.editing import read
+    from interp.errors import WrongModel
+
+    with pytest.raises(WrongModel, match='"joy" was found in'):
+        read(["joy@1.resid_post+4"], make_model("llama"), tmp_path / "ws")
+
+
+def test_of_a_task_it_is_found_and_tested_on_other_prompts(tiny_dir, pairs, tmp_path, capsys):
+    pairs.save(tmp_path / "pairs.jsonl")
+    base = ["--model", str(tiny_dir), "--workspace", str(tmp_path)]
+    task = ["--task", str(tmp_path / "pairs.jsonl")]
+    assert (
+        main(["direction", "find", *task, *base, "--position", "changed", "--site", "0.resid_post", "--out", "d"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["direction", "test", "d", *task, *base, "--windows", "0", "--n-random", "1", "--strengths", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "log_odds (each prompt's own over each prompt's own), n = 3:" in told  # of 12, a quarter was held out
+    assert "removal:" in told and [path.name for path in (tmp_path / "runs").iterdir()] == ["d"]
+
+
+def test_without_out_nothing_is_written(base, files, tmp_path, capsys):
+    given = ["--positive", str(files / "glad.txt"), "--negative", str(files / "sad.txt")]
+    assert main(["direction", "find", *given, *base]) == 0
+    assert "-> " in capsys.readouterr().out and not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["find"], "two sets of prompts are needed"),
+        (["find", "--task", "ioi", "--positive", "a.txt", "--negative", "b.txt"], "two sets of prompts are needed"),
+        (["find", "--positive", "a.txt", "--negative", "b.txt"], 'no file "a.txt"'),
+        (["find", "--positive", "a.txt", "--negative", "b.txt", "--answer", " is"], "--answer given"),
+        (["find", "--positive", "a.txt", "--negative", "b.txt", "--position", "subject"], 'position "subject" given'),
+        (["test", "sorrow"], 'no direction "sorrow" in'),
+        (["test", "joy", "--strengths", "4;5"], 'strengths "4;5" given'),
+        (["test", "joy"], "give --task, or --prompts"),
+        (["test", "joy", "--task", "ioi", "--prompts", "a.txt"], "one of the two"),
+        (["remove", "sorrow", "--to", "x"], "Nearest: joy"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(found, base, given, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["direction", *given, *base, *(["--out", "new"] if given[0] != "remove" else [])]) == 2
+    assert message in one_line(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
