@@ -73,7 +73,7 @@ def test_the_second_copy_of_a_random_sequence_costs_at_most_half(bundled):
 def test_the_model_card_states_what_the_script_measures(bundled):
     from interp.bundled.evaluate import bits_per_byte, repeated_loss
     from interp.data.text import read_text
-    from interp.decoder.loading import BUNDLED
+    from interp.decoder.sources import BUNDLED
 
     figures = json.loads((BUNDLED / "figures.json").read_text())
     assert repeated_loss(bundled)["second"] == pytest.approx(figures["repeated"]["second"], abs=1e-3)
@@ -87,7 +87,7 @@ def test_the_model_card_states_what_the_script_measures(bundled):
 def test_the_folder_is_small_and_loads_as_any_hugging_face_directory():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from interp.decoder.loading import BUNDLED
+    from interp.decoder.sources import BUNDLED
 
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 12e6
     assert str(AutoModelForCausalLM.from_pretrained(BUNDLED).dtype) == "torch.float32"

@@ -41,7 +41,8 @@ def test_its_head_effects_are_those_of_a_loop_over_the_plain_model(demo):
     from test_ablation import slow_head_ablation
 
     from interp.data.tasks import load_task
-    from interp.decoder.loading import BUNDLED, load_model
+    from interp.decoder.loading import load_model
+    from interp.decoder.sources import BUNDLED
 
     task = load_task(demo / "runs/demo-ioi-heads/prompts.jsonl", load_model("bundled"))
     slow = slow_head_ablation(BUNDLED, task, "mean").mean(1)

@@ -61,7 +61,7 @@ def test_pieces_have_the_tokens_of_the_whole(both_tokenizers, text, special):
 @pytest.fixture(scope="module")
 def both_tokenizers(tiny_dir):
     from interp.data.packing import fast_tokenizer
-    from interp.decoder.loading import BUNDLED
+    from interp.decoder.sources import BUNDLED
 
     found = [fast_tokenizer((folder / "tokenizer.json").read_text(), 0) for folder in (tiny_dir, BUNDLED)]
     assert all(tokenizer.cut for tokenizer in found)

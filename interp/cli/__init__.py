@@ -11,6 +11,7 @@ import typer
 from interp.cli import (
     ablate,
     circuit,
+    compare,
     demo,
     direction,
     experts,
@@ -43,6 +44,7 @@ app.add_typer(sae.app, name="sae")
 app.command("task")(task.task)
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
+app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("heads")(heads.heads)
 app.command("experts")(experts.experts)

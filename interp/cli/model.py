@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli import options
+from interp.cli import options, weights
 from interp.decoder.sites import axes, short
 
 if TYPE_CHECKING:
     from interp.decoder.experts import Mixture
     from interp.decoder.loading import Model
 
-app = typer.Typer(help="Models: info, check.", no_args_is_help=True)
+app = typer.Typer(help="Models: info, check, convert, merge.", no_args_is_help=True)
+app.command()(weights.convert)
+app.command()(weights.merge)
 
 Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a name on the hub.')]
 
 
 @app.command()
-def info(name: Name = "bundled", device: options.Device = None, dtype: options.Dtype = "float32") -> None:
+def info(
+    name: Name = "bundled",
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA directory to be merged into it.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+) -> None:
     """Sizes, fingerprint and hook points of a model.
 
     Example: interp model info bundled
     """
     import interp
 
-    model = interp.load_model(name, device=device, dtype=dtype)
+    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter)
+    if model.adapter is not None:
+        print(f"LoRA on {model.adapter['base']}, merged: {model.adapter['fingerprint']}")
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
     for layers, mixture in _mixtures(model).items():
         print(f"{mixture.n} experts, {mixture.n_chosen} for a token, in layers {layers}")

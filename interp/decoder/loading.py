@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interp.decoder.adapters import Adapter, Live, on_base, read_adapter
 from interp.decoder.experts import Mixtures
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
+from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
 from interp.errors import InputError, UnknownModel, nearest
 
-BUNDLED = Path(__file__).parent.parent / "bundled" / "model"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -50,6 +51,9 @@ class Model:
         self.name, self.bridge, self.tokenizer, self.plain = name, bridge, tokenizer, plain
         self.fingerprint, self.revision, self.processing = fingerprint, revision, "none"
         self.lock = threading.RLock()
+        self.live: Live | None = None
+        self.adapter: dict[str, Any] | None = None
+        """What results say of a LoRA that is merged in, or live: path, base, fingerprint, scale."""
         cfg = bridge.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.n_kv_heads = int(cfg.n_key_value_heads or cfg.n_heads)
@@ -118,6 +122,15 @@ class Model:
                 return out.logits[:, -1], out.past_key_values
             logits, cache = self.bridge(tokens, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
             return logits[:, -1], cache
+
+    @contextmanager
+    def adapted(self, scale: bool | int | float = True) -> Iterator[None]:
+        """Inside the block the live adapter counts `scale` times: False (0) is the base, True (1) as trained.
+        InputError for a model that has none."""
+        if self.live is None:
+            raise InputError(f'"{self.name}" has no live adapter: load_model(BASE, adapter=DIR, merged=False).')
+        with self.live.at(self, float(scale)):
+            yield
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +207,7 @@ class Model:
         return {
             "name": self.name, "revision": self.revision, "fingerprint": self.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."), "processing": self.processing,
-        }  # fmt: skip
+        } | ({} if self.adapter is None else {"adapter": self.adapter})  # fmt: skip
 
     @property
     def bos(self) -> int | None:
@@ -239,13 +252,24 @@ def _pattern_is_causal(bridge: Any) -> bool:
 
 
 def load_model(
-    name: str = "bundled", *, device: str | None = None, dtype: str = "float32", revision: str | None = None
+    name: str = "bundled",
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    merged: bool = True,
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
 
-    A directory whose config.json says `"format": "transformer_lens"` holds a HookedTransformer's state dict; any other
-    a Hugging Face causal language model. UnknownModel where there is none.
+    A directory whose config.json says `"format": "transformer_lens"` holds a HookedTransformer's state dict; one with
+    an adapter_config.json a LoRA (peft), loaded on the base it names; any other a Hugging Face causal language model.
+    `adapter`: a LoRA for the base `name`. It is merged into the weights; with `merged` False it can be turned down and
+    off, `with model.adapted(False):`. UnknownModel where there is none.
     """
+    name, revision, lora = on_base(name, revision, adapter)
+    if lora is None and not merged:
+        raise InputError(f'"{name}" has no adapter to be kept apart (merged=False): give one, adapter=DIR.')
     if dtype not in _DTYPES:
         raise InputError(f'unknown dtype "{dtype}". Nearest: {nearest(dtype, _DTYPES)}.')
     if device is None:
@@ -254,38 +278,16 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'no device "{device}" here: {str(error).splitlines()[0]} Try --device cpu.') from None
-    folder = BUNDLED if name == "bundled" else Path(name)
-    config = _read_config(folder) if (folder / "config.json").exists() else None
+    folder = place(name)
+    config = read_config(folder) if (folder / "config.json").exists() else None
     if config is None and (folder.exists() or name.startswith((".", "/"))):
-        raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {_suggest(name)}')
+        raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
+    if lora is not None and (config or {}).get("format") == "transformer_lens":
+        raise InputError(f'"{name}" cannot be the base of {lora.path}: a Hugging Face model can.')
     if config is not None and config.get("format") == "transformer_lens":
         return _load_transformer_lens(name, folder, config, device, _DTYPES[dtype])
-    return _load_hugging_face(name, folder if config is not None else None, device, _DTYPES[dtype], revision)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UnknownModel(f"{folder / 'config.json'} is not JSON: {error}.") from None
-
-
-def _suggest(name: str) -> str:
-    parent = Path(name).parent
-    beside = [str(p.parent) for p in parent.glob("*/config.json")] if parent.is_dir() else []
-    return f"Nearest: {nearest(name, [*beside, 'bundled', 'gpt2', 'EleutherAI/pythia-160m'])}."
-
-
-def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """sha256 over the config (without paths and versions) and every weight's name, dtype, shape and bytes."""
-    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
-    kept = {key: value for key, value in config.items() if key not in volatile}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name in sorted(state):
-        value = state[name].detach().contiguous().cpu()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return "sha256:" + digest.hexdigest()
+    local = folder if config is not None else None
+    return _load_hugging_face(name, local, device, _DTYPES[dtype], revision, lora, merged)
 
 
 def _bridge() -> Any:
@@ -297,13 +299,21 @@ def _bridge() -> Any:
     return TransformerBridge
 
 
-def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch.dtype, revision: str | None) -> Model:
+def _load_hugging_face(
+    name: str,
+    folder: Path | None,
+    device: str,
+    dtype: torch.dtype,
+    revision: str | None,
+    adapter: Adapter | None = None,
+    merged: bool = True,
+) -> Model:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
     source = str(folder) if folder else name
     if folder is None:
-        _check_hub(name, revision)
+        check_hub(name, revision)
     if folder and sum(f.stat().st_size for f in folder.glob("*.safetensors")) < 1e9:
         disable_progress_bar()  # loads in under two seconds
     else:
@@ -312,20 +322,32 @@ def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch
         hf = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        named = folder is None or has_tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if named else None
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {_suggest(name)}') from None
+        raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
+    if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
+        raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
     hf.eval()
+    live = None
+    if adapter is not None:
+        live = None if merged else Live(adapter, hf, fingerprint(hf.config.to_dict(), hf.state_dict()))
+        adapter.merge(hf)
     digest = fingerprint(hf.config.to_dict(), hf.state_dict())
     commit = getattr(hf.config, "_commit_hash", None)
     hf.config._name_or_path = source
     if dtype == torch.float64:
         hf.config._experts_implementation = "eager"  # torch multiplies no groups of them
     plain = _plain_twin(hf.to(device))
-    bridge = _bridge().boot_transformers(source, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype)
+    bridge = _bridge().boot_transformers(
+        source, hf_model=hf, tokenizer=for_bridge(tokenizer), device=device, dtype=dtype
+    )
     bridge.eval()
-    return Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
+    model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
+    if adapter is not None:
+        model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)
+    return model
 
 
 def _plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
@@ -343,36 +365,19 @@ def _plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _check_hub(name: str, revision: str | None) -> None:
-    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s)."""
-    from urllib.error import HTTPError, URLError
-    from urllib.request import urlopen
-
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            urlopen(constants.ENDPOINT, timeout=10).close()
-    except HTTPError:
-        pass  # it answers
-    except (HFValidationError, URLError, TimeoutError) as error:
-        raise UnknownModel(
-            f'no model "{name}": not a local folder, and not to be had from the Hugging Face hub ({error}). '
-            f"{_suggest(name)}"
-        ) from None
-
-
 def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
     """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for TransformerLens."""
     from transformers import AutoModelForCausalLM
 
-    folder = BUNDLED if model.name == "bundled" else Path(model.name)
-    if (folder / "config.json").exists() and _read_config(folder).get("format") == "transformer_lens":
+    name = model.name if model.adapter is None else model.adapter["base"]
+    folder = place(name)
+    if (folder / "config.json").exists() and read_config(folder).get("format") == "transformer_lens":
         return None
-    source = str(folder) if folder.exists() else model.name
+    source = str(folder) if folder.exists() else name
     hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
     hf.config._experts_implementation = getattr(model.plain.config, "_experts_implementation", None)
+    if model.adapter is not None:
+        read_adapter(model.adapter["path"]).merge(hf, model.adapter["scale"])
     return hf.to(model.device).eval()(tokens.to(model.device)).logits
 
 

@@ -247,7 +247,7 @@ def bench_recording(folder: Path, name: str, model, site: str, n_tokens: int, ro
     from transformers import AutoModelForCausalLM
 
     from interp import record
-    from interp.decoder.loading import BUNDLED
+    from interp.decoder.sources import BUNDLED
 
     source = BUNDLED if model.name == "bundled" else model.name
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype).to(model.device).eval().base_model
