@@ -22,13 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.decoder.checking import TOLERANCE
 from interp.decoder.hooks import Edit, called, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_of, layer_site, short
 from interp.errors import UnknownSite
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference from the clean pass, relative to its largest number, at which a short cut is taken as the same."""
 
 
 class _Cache:

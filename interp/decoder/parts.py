@@ -68,3 +68,21 @@ def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
     """What attention writes whatever it reads."""
     bias = model.bridge.blocks[layer].attn.b_O
     return 0.0 if bias is None else bias
+
+
+def plain_output(model: Model, layer: int) -> Module:
+    """The output matrix of attention without hooks: it reads the heads' z, side by side."""
+    attention = model.bridge.blocks[layer].attn
+    return _plain(model, layer).get_submodule(f"{attention.name}.{attention.o.name}")
+
+
+def between_heads_and_stream(model: Model) -> str:
+    """What stands between the sum of the heads' outputs and the residual stream; empty where nothing does, and a head's
+    output can be read as what it writes."""
+    if "ln1_post" in model.bridge.blocks[0]._modules:
+        return "a norm stands after attention: what one head writes depends on the others"
+    if getattr(model.bridge.cfg, "residual_multiplier", 1.0) not in (None, 1.0) or any(
+        getattr(_plain(model, 0), name, 1.0) != 1.0 for name in ("residual_multiplier",)
+    ):
+        return "attention is scaled before it is added to the residual stream"
+    return ""
