@@ -23,6 +23,8 @@ _HOMES = {
     "find_circuit": "interp.causal.circuits",
     "Circuit": "interp.causal.circuits",
     "trace": "interp.causal.tracing",
+    "check": "interp.causal.conformance",
+    "Conformance": "interp.causal.conformance",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
     "InputError": "interp.errors",

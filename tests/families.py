@@ -1,4 +1,4 @@
-"""Tiny random models of the families that people use: 2 or 3 layers, 4 heads, d_model 32, with a tokenizer.
+"""Tiny random models of the families that people use: 3 layers, 4 heads, d_model 32, with a tokenizer.
 
 Sizes are chosen so that a wrong shape or a forgotten setting shows: fewer key-value heads than heads, a head's width
 that is not d_model / n_heads, a sliding window of 4 where the check reads 12 tokens, soft caps that bend.
@@ -23,7 +23,9 @@ LATENT = {
 }  # fmt: skip
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "GPT-2": ("GPT2Config", {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 32, "initializer_range": 0.2} | IDS),
+    "GPT-2": (
+        "GPT2Config", {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 32, "initializer_range": 0.2} | IDS,
+    ),
     "Pythia (GPT-NeoX)": ("GPTNeoXConfig", WIDE | {"rotary_pct": 0.25}),
     "GPT-NeoX, one after the other": ("GPTNeoXConfig", WIDE | {"use_parallel_residual": False}),
     "OPT": ("OPTConfig", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2} | IDS),
@@ -48,9 +50,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek V2": ("DeepseekV2Config", WIDE | LATENT | {"num_key_value_heads": 4}),
     "DeepSeek V3": ("DeepseekV3Config", WIDE | LATENT | {"num_key_value_heads": 4}),
     "BERT": ("BertConfig", WIDE),
-    "T5": ("T5Config", {"num_layers": 3, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48, "initializer_factor": 1.0} | IDS),
+    "T5": ("T5Config", {"num_layers": 3, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48} | IDS),
 }  # fmt: skip
 """Name -> transformers' config class, and its settings."""
+
+NO_DECODERS = ("BERT", "T5")
+DECODERS = [name for name in FAMILIES if name not in NO_DECODERS]
+
+COLUMNS = {
+    "logits": ("logits are those", "passes without hooks", "no position sees", "logits follow"),
+    "heads": ("a head zeroed", "hook point z"),
+    "patterns": ("pattern:",),
+    "neurons": ("hook point post",),
+    "sweeps": ("a pass resumed", "an ablation sweep", "a patching sweep", "what is recorded"),
+    "generation": ("with and without a cache",),
+    "slopes": ("slopes by autograd",),
+    "heads add up": ("heads' outputs",),
+    "circuits": ("a graph of edges", "EAP scores"),
+}
+"""Columns of the README's table, and how the checks begin that they stand on."""
+
+
+def row(name: str, report: Any) -> str:
+    """A family's line of the README's table: yes where the checks pass, no where the workbench refuses; and why."""
+    found = []
+    for begins in COLUMNS.values():
+        lines = [line for line in report.lines if line.what.startswith(begins)]
+        verdicts = {line.verdict for line in lines}
+        found.append("WRONG" if "WRONG" in verdicts else "no" if "refused" in verdicts else "yes")
+    shown = tuple(begin for begins in COLUMNS.values() for begin in begins) + ("hook point q",)
+    reasons = [line.why.partition("has no graph of edges: ")[2].rstrip(".") or line.why
+               for line in report.lines if line.verdict == "refused" and line.what.startswith(shown)]  # fmt: skip
+    slow = [line.why for line in report.lines if line.verdict == "ok" and line.what.startswith("a pass resumed")]
+    return f"| {name} | {' | '.join(found)} | {'; '.join(dict.fromkeys(filter(None, reasons + slow)))} |"
+
+
+def header() -> list[str]:
+    return [f"| family | {' | '.join(COLUMNS)} | because |", "| --- " * (len(COLUMNS) + 2) + "|"]
 
 
 def build(name: str, folder: Path, **settings: Any) -> Path:
@@ -66,7 +102,7 @@ def build(name: str, folder: Path, **settings: Any) -> Path:
     torch.manual_seed(0)
     model = makers.get(name, transformers.AutoModelForCausalLM.from_config)(config)
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for value in model.parameters():
             if value.ndim == 1:  # biases are made 0 and norms 1: what is left out of either would not show
                 value += 0.2 * torch.randn_like(value)
     model.save_pretrained(folder)

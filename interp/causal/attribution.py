@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.causal import sweeps
-from interp.causal.edges import WRITTEN, Elsewhere, outputs, places_of, written_sites
+from interp.causal.edges import WRITTEN, Elsewhere, check_split, outputs, places_of, written_sites
 from interp.causal.graph import Graph
 from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
@@ -145,7 +145,8 @@ def edge_scores(
     """The estimated worsening of the metric when each edge alone is removed, mean over prompts; 0 where no edge is.
 
     2 forward passes and a backward one for "eap"; `steps` forward and backward ones more for "eap-ig", for each layer's
-    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory.
+    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory. InputError for a model whose parts do
+    not add up.
     """
     if method not in METHODS:
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
@@ -153,7 +154,9 @@ def edge_scores(
         raise InputError(f"{steps} steps given: both ends are among them, so 2 or more.")
     metric = metric or task.default_metric
     check_metric(metric, task, at_clean=method == "eap")
-    graph, elsewhere, tokens = Graph.of(model), Elsewhere(model, task, baseline), task.tokens("clean").to(model.device)
+    graph = Graph.of(model)
+    check_split(model, graph, task)
+    elsewhere, tokens = Elsewhere(model, task, baseline), task.tokens("clean").to(model.device)
     limit = max(task.length, WRITTEN // (len(graph.senders) * model.d_model))
     total = torch.zeros(graph.allowed.shape, dtype=torch.double)
     runs = _runs(model, graph, method, steps)

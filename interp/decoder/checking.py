@@ -174,13 +174,15 @@ def _sites(given: Given) -> Iterator[Line]:
         if not sites:
             yield refused(f"hook point {kind}", model.refused.get(kind, "the bridge has none"))
             continue
-        wanted = tuple(sizes[axis] for axis in axes(sites[0]).split())
+        wanted = [sizes.get(axis) for axis in axes(sites[0]).split()]
         shapes = {tuple(given.seen[site].shape) for site in sites}
-        said = f"[{axes(sites[0])}] = {list(wanted)}"
-        if shapes != {wanted} or (kind in LAYER_SITES and len(sites) != model.n_layers):
+        said = f"[{axes(sites[0])}] = {wanted}"
+        if shapes != {tuple(wanted)}:
             found = ", ".join(str(list(shape)) for shape in shapes)
-            yield Line(f"hook point {kind}", "WRONG", why=f"{said}, found {found} in {len(sites)} layers")
+            yield Line(f"hook point {kind}", "WRONG", why=f"{said}, found {found}")
             continue
+        if kind in LAYER_SITES and len(sites) < model.n_layers:
+            said += f", in {len(sites)} of {model.n_layers} layers"
         least = float("inf")
         for site in sites:
             with edited(model, {site: lambda value, site=site: value + given.noise(site)}):

@@ -10,6 +10,9 @@ hold (a norm after attention or after the MLP), `interp.causal.edges` finds it o
 
 from __future__ import annotations
 
+from inspect import signature
+
+import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +40,9 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
     if mlp.name is None:  # OPT's, whose matrices stand in the block itself
         inner, out = (block.get_submodule(getattr(mlp, name).name) for name in ("in", "out"))
         return out(block.activation_fn(inner(x)))
-    found = block.get_submodule(mlp.name)(x)
+    plain = block.get_submodule(mlp.name)
+    # BLOOM's adds the residual stream itself
+    found = plain(x, torch.zeros_like(x)) if "residual" in signature(plain.forward).parameters else plain(x)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -81,8 +86,6 @@ def between_heads_and_stream(model: Model) -> str:
     output can be read as what it writes."""
     if "ln1_post" in model.bridge.blocks[0]._modules:
         return "a norm stands after attention: what one head writes depends on the others"
-    if getattr(model.bridge.cfg, "residual_multiplier", 1.0) not in (None, 1.0) or any(
-        getattr(_plain(model, 0), name, 1.0) != 1.0 for name in ("residual_multiplier",)
-    ):
+    if getattr(_plain(model, 0), "residual_multiplier", 1.0) != 1.0:  # Granite
         return "attention is scaled before it is added to the residual stream"
     return ""
