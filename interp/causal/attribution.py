@@ -33,7 +33,7 @@ from interp.decoder import parts
 from interp.decoder.hooks import Edit, Enough, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_site
-from interp.errors import InputError, UnknownName, nearest
+from interp.errors import InputError, NotFinite, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
 from interp.progress import Progress
 
@@ -49,6 +49,13 @@ def check_metric(metric: str, task: Task, *, at_clean: bool) -> None:
     if metric == "accuracy" or (metric == "kl" and at_clean):
         where = "" if metric == "accuracy" else " on the clean run (use eap-ig)"
         raise InputError(f'the metric "{metric}" has no slope{where}: attribute logit_diff, loss or prob.')
+
+
+def check_finite(model: Model, estimate: Tensor) -> None:
+    """NotFinite where slopes have overflowed, as they do in float16."""
+    if not estimate.isfinite().all():
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise NotFinite(f'slopes of "{model.name}" overflow in {dtype}: load it in float32 or bfloat16.')
 
 
 def metric_value(model: Model, task: Task, prompts: Int[Tensor, " prompt"], metric: str, clean: Tensor) -> Value:
@@ -176,6 +183,7 @@ def edge_scores(
                     found = einsum(moved[senders], slope.detach(), pattern)
                     total[senders, places] += weight * found.double().cpu()
                 bar.advance(len(prompts))
+    check_finite(model, total)
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return np.where(graph.allowed, sign * total.numpy() / len(task), 0)
 

@@ -184,9 +184,10 @@ def _loop(
 
 
 def _matches(given: Given, what: str, found: Any, wanted: Any, effects: Any) -> Line:
+    """Whether logit differences are the same, relative to the largest logit; each is rounded in two logits."""
     found, wanted = (torch.from_numpy(np.concatenate(list(values)).astype(np.float32)) for values in (found, wanted))
     scale = given.clean.float().abs().max().item()
-    return same(what, apart(found / scale, wanted / scale), given.limit, effects.about.get("slow_because", ""))
+    return same(what, apart(found / scale, wanted / scale), 2 * given.limit, effects.about.get("slow_because", ""))
 
 
 def _edges(given: Given) -> Iterator[Line]:
