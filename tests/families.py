@@ -1,4 +1,4 @@
-"""Tiny random models of the families that people use: 3 layers, 4 heads, d_model 32, with a tokenizer.
+"""Tiny random models of the families that people use: 2 layers, 4 heads, d_model 32, with a tokenizer.
 
 Sizes are chosen so that a wrong shape or a forgotten setting shows: fewer key-value heads than heads, a head's width
 that is not d_model / n_heads, a sliding window of 4 where the check reads 12 tokens, soft caps that bend.
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 IDS = {"vocab_size": 120, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 32}
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 32}
 WIDE = SIZES | {"intermediate_size": 48, "initializer_range": 0.2} | IDS
 GROUPED = WIDE | {"num_key_value_heads": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+ALTERNATING = ["sliding_attention", "full_attention"]
 LATENT = {
     "q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 6,
     "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
@@ -24,12 +24,12 @@ LATENT = {
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": (
-        "GPT2Config", {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 32, "initializer_range": 0.2} | IDS,
+        "GPT2Config", {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 32, "initializer_range": 0.2} | IDS,
     ),
     "Pythia (GPT-NeoX)": ("GPTNeoXConfig", WIDE | {"rotary_pct": 0.25}),
     "GPT-NeoX, one after the other": ("GPTNeoXConfig", WIDE | {"use_parallel_residual": False}),
     "OPT": ("OPTConfig", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2} | IDS),
-    "BLOOM": ("BloomConfig", {"n_layer": 3, "n_head": 4, "hidden_size": 32, "initializer_range": 0.2} | IDS),
+    "BLOOM": ("BloomConfig", {"n_layer": 2, "n_head": 4, "hidden_size": 32, "initializer_range": 0.2} | IDS),
     "Llama": ("LlamaConfig", GROUPED),
     "Mistral": ("MistralConfig", GROUPED | {"sliding_window": 4}),
     "Qwen 2": ("Qwen2Config", GROUPED),
@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek V2": ("DeepseekV2Config", WIDE | LATENT | {"num_key_value_heads": 4}),
     "DeepSeek V3": ("DeepseekV3Config", WIDE | LATENT | {"num_key_value_heads": 4}),
     "BERT": ("BertConfig", WIDE),
-    "T5": ("T5Config", {"num_layers": 3, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48} | IDS),
+    "T5": ("T5Config", {"num_layers": 2, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48} | IDS),
 }  # fmt: skip
 """Name -> transformers' config class, and its settings."""
 

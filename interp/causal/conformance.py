@@ -205,7 +205,7 @@ def _edges(given: Given) -> Iterator[Line]:
 def _estimated(given: Given) -> Iterator[Line]:
     """EAP scores every edge."""
     scores = edge_scores(given.model, task_of(given), method="eap")
-    yield checking.moved(checking._name(_estimated), float(np.isfinite(scores).all() and (scores != 0).any()), 1)
+    yield checking.moved(checking._name(_estimated), float(np.isfinite(scores).all() and (scores != 0).any()), 1.0)
 
 
 def _slopes(given: Given) -> Iterator[Line]:

@@ -162,7 +162,7 @@ def _fused(given: Given) -> Iterator[Line]:
 def _reading(given: Given) -> Iterator[Line]:
     """reading every hook point changes nothing."""
     with captured(given.model, given.model.sites):
-        yield same(_name(_reading), apart(given.model(given.tokens), given.clean), 0)
+        yield same(_name(_reading), apart(given.model(given.tokens), given.clean), 0.0)
 
 
 def _blind(given: Given) -> Iterator[Line]:
@@ -325,4 +325,4 @@ def _gone(given: Given) -> Iterator[Line]:
     """after all this no hook is left, and the logits are as before."""
     hooks = (hook for site in given.model.sites for hook in given.model.hook_point(site).fwd_hooks)
     left = sum(not hook.is_permanent for hook in hooks)  # the bridge has some of its own
-    yield same(_name(_gone), left + apart(given.model(given.tokens), given.clean), 0)
+    yield same(_name(_gone), left + apart(given.model(given.tokens), given.clean), 0.0)

@@ -51,7 +51,8 @@ def check_bridge(name: str, bridge: Any) -> None:
     if not blocks or without:
         where = f"layer {without[0]}" if without and len(without) < len(blocks) else "its layers"
         raise UnknownModel(f'"{name}" ({kind}) has no attention in {where}: {DECODERS} by attention in every layer.')
-    if "ln_final" not in bridge._modules and "ln1" in blocks[0]._modules:
+    last_norm = getattr(bridge._modules.get("ln_final"), "original_component", None)
+    if last_norm is None and "ln1" in blocks[0]._modules:
         raise UnknownModel(
             f'"{name}" ({kind}) has the norm after each sum, not before what reads it: {DECODERS} from a residual '
             "stream that is only added to."

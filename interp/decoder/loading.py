@@ -313,8 +313,8 @@ def _load_hugging_face(name: str, folder: Path | None, device: str, dtype: torch
     try:
         bridge = boot(source, hf_model=hf, tokenizer=tokenizer, device=device, dtype=dtype).eval()
     except (ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnknownModel(f'"{name}" ({kind}) is of a family that TransformerLens cannot open: {reason}') from None
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
     families.check_bridge(name, bridge)
     families.split_heads(bridge)
     return Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
