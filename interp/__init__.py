@@ -35,6 +35,8 @@ _HOMES = {
     "perplexity": "interp.causal.perplexity",
     "orthogonalise": "interp.causal.orthogonal",
     "routing": "interp.lenses.routing",
+    "check": "interp.causal.conformance",
+    "Conformance": "interp.causal.conformance",
     "generate": "interp.decoder.generation",
     "Effects": "interp.causal.effects",
     "patterns": "interp.lenses.heads",

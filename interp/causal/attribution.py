@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.causal import sweeps
-from interp.causal.edges import WRITTEN, Elsewhere, outputs, places_of, written_sites
+from interp.causal.edges import WRITTEN, Elsewhere, check_split, outputs, places_of, written_sites
 from interp.causal.graph import Graph
 from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
@@ -33,7 +33,7 @@ from interp.decoder import parts
 from interp.decoder.hooks import Edit, Enough, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_site
-from interp.errors import InputError, UnknownName, nearest
+from interp.errors import InputError, NotFinite, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
 from interp.progress import Progress
 
@@ -49,6 +49,13 @@ def check_metric(metric: str, task: Task, *, at_clean: bool) -> None:
     if metric == "accuracy" or (metric == "kl" and at_clean):
         where = "" if metric == "accuracy" else " on the clean run (use eap-ig)"
         raise InputError(f'the metric "{metric}" has no slope{where}: attribute logit_diff, loss or prob.')
+
+
+def check_finite(model: Model, estimate: Tensor) -> None:
+    """NotFinite where slopes have overflowed, as they do in float16."""
+    if not estimate.isfinite().all():
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise NotFinite(f'slopes of "{model.name}" overflow in {dtype}: load it in float32 or bfloat16.')
 
 
 def metric_value(model: Model, task: Task, prompts: Int[Tensor, " prompt"], metric: str, clean: Tensor) -> Value:
@@ -145,7 +152,8 @@ def edge_scores(
     """The estimated worsening of the metric when each edge alone is removed, mean over prompts; 0 where no edge is.
 
     2 forward passes and a backward one for "eap"; `steps` forward and backward ones more for "eap-ig", for each layer's
-    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory.
+    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory. InputError for a model whose parts do
+    not add up.
     """
     if method not in METHODS:
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
@@ -153,7 +161,9 @@ def edge_scores(
         raise InputError(f"{steps} steps given: both ends are among them, so 2 or more.")
     metric = metric or task.default_metric
     check_metric(metric, task, at_clean=method == "eap")
-    graph, elsewhere, tokens = Graph.of(model), Elsewhere(model, task, baseline), task.tokens("clean").to(model.device)
+    graph = Graph.of(model)
+    check_split(model, graph, task)
+    elsewhere, tokens = Elsewhere(model, task, baseline), task.tokens("clean").to(model.device)
     limit = max(task.length, WRITTEN // (len(graph.senders) * model.d_model))
     total = torch.zeros(graph.allowed.shape, dtype=torch.double)
     runs = _runs(model, graph, method, steps)
@@ -173,6 +183,7 @@ def edge_scores(
                     found = einsum(moved[senders], slope.detach(), pattern)
                     total[senders, places] += weight * found.double().cpu()
                 bar.advance(len(prompts))
+    check_finite(model, total)
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return np.where(graph.allowed, sign * total.numpy() / len(task), 0)
 

@@ -210,11 +210,13 @@ def check_split(model: Model, graph: Graph, task: Task) -> None:
             found, wanted = model.head(split.run(graph.allowed[None])[0]), model(tokens)
         return bool((found - wanted).abs().max() <= 10 * TOLERANCE[model.dtype] * wanted.abs().max().clamp(min=1))
 
-    if not (short_cuts(model, tokens).resumes and tried(adds_up)):
-        raise InputError(
-            f'"{model.name}" has no graph of edges: what its heads and MLPs write does not add up to the residual '
-            "stream as it is read (a norm after them, or blocks that cannot be called again)."
-        )
+    why = parts.between_heads_and_stream(model)
+    if not why and any(which in model.refused for which in "qkv"):
+        why = model.refused["q"]
+    if not why and not (short_cuts(model, tokens).resumes and tried(adds_up)):
+        why = "what its heads and MLPs write does not add up to the residual stream as it is read"
+    if why:
+        raise InputError(f'"{model.name}" has no graph of edges: {why}.')
 
 
 class Patcher:

@@ -22,13 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.decoder.checking import TOLERANCE
 from interp.decoder.hooks import Edit, called, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import layer_of, layer_site, short
 from interp.errors import UnknownSite
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference from the clean pass, relative to its largest number, at which a short cut is taken as the same."""
 
 
 class _Cache:
@@ -254,8 +252,11 @@ class CleanPass:
     def _of(self, value: Tensor, stack: int, at: slice) -> Tensor:
         """A tensor argument (positions, rotations, a mask) for `stack` copies of the prompts and the positions `at`.
 
-        Masks are [prompt or 1, head or 1, query, key], the others [prompt or 1, pos, ...] or [pos].
+        Masks are [prompt or 1, head or 1, query, key], ALiBi's biases [prompt * head, 1, key], the others
+        [prompt or 1, pos, ...] or [pos].
         """
+        if value.ndim == 3 and value.shape[:2] == (self.n_prompts * self.model.n_heads, 1):
+            return value.repeat(stack, 1, 1)
         if value.ndim == 4 and value.shape[-2] == self.length:
             value = value[:, :, at]
         elif value.ndim in (2, 3) and value.shape[1] == self.length:
@@ -306,14 +307,22 @@ def _try_short_cuts(model: Model, tokens: Int[Tensor, "prompt pos"]) -> ShortCut
     with torch.no_grad():
         wanted = model(tokens)
 
+    between = {layer_site(0, "resid_pre"): torch.clone}
+    inside = {layer_site(layer, "z"): torch.clone for layer in range(model.n_layers)}
+
     def same(first: int, read: int | None) -> bool:
-        """Whether all blocks called again on two copies, from the position `first`, give the model's logits."""
+        """Whether all blocks called again on two copies, from the position `first`, give the model's logits: those of
+        the plain model, and those with hooks, which may keep other keys and values (latent attention)."""
         clean = CleanPass(model, tokens, ShortCuts(True, first > 0))
         if not clean.resumes or clean.skips != (first > 0):
             return False
         with torch.no_grad():
-            found = model.head(clean.resume({layer_site(0, "resid_pre"): torch.clone}, 2, first=first, read=read))
-        return _close(found, wanted[:, first:] if read is None else wanted[:, read : read + 1])
+            found = [model.head(clean.resume(edits, 2, first=first, read=read)) for edits in (between, inside)]
+        last = slice(read - first, read - first + 1) if read is not None else slice(None)
+        return all(
+            _close(logits if logits.shape[2] == 1 else logits[:, :, last], wanted[:, first:][:, last])
+            for logits in found
+        )
 
     if not tried(lambda: same(0, None)):
         return ShortCuts(False, False, "its blocks called again give something else: passes are whole ones")

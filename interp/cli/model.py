@@ -11,6 +11,7 @@ from interp.cli import options, weights
 from interp.decoder.sites import axes, short
 
 if TYPE_CHECKING:
+    from interp.causal.conformance import Conformance
     from interp.decoder.experts import Mixture
     from interp.decoder.loading import Model
 
@@ -57,18 +58,49 @@ def _mixtures(model: Model) -> dict[str, Mixture]:
 
 
 @app.command()
-def check(name: Name = "bundled", device: options.Device = None, dtype: options.Dtype = "float32") -> None:
-    """Compare the instrumented forward with the plain Hugging Face one, and edit every hook point to see logits move.
+def check(
+    name: Name = "bundled",
+    length: Annotated[int, typer.Option(help="Random tokens a prompt: more than a sliding window, to try it.")] = 12,
+    out: options.Out = None,
+    workspace: options.Workspace = options.WORKSPACE,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+) -> None:
+    """Measure whether the workbench holds on a model: logits against plain Hugging Face, every hook point edited, what
+    is built on hooks against slow loops. One line a check: ok, refused (and why), or WRONG; exit status 1 for WRONG.
 
-    Example: interp model check gpt2
+    Example: interp model check gpt2 --dtype bfloat16
     """
     import interp
-    from interp.decoder.checking import check as run
-    from interp.errors import InputError
+    from interp import runs
+    from interp.errors import Failure, InputError
 
-    report = run(interp.load_model(name, device=device, dtype=dtype))
-    for row in report.itertuples():
-        print(f"  {row.what:<34} {row.largest_change:.3g}  {'ok' if row.ok else 'WRONG'}")
-    if not report.ok.all():
-        raise InputError(f"{name}: {(~report.ok).sum()} of {len(report)} checks failed: its results cannot be trusted.")
-    print(f"{len(report)} checks passed")
+    if length < 4:
+        raise InputError(f"length {length} given: 4 tokens or more.")
+    path = None if out is None else workspace / "runs" / out
+    if path is not None:
+        runs.check_free(path, overwrite)
+    model = interp.load_model(name, device=device, dtype=dtype)
+    report = interp.check(model, length=length, seed=seed)
+    _say(report)
+    if path is not None:
+        config = {"model": name, "dtype": dtype, "length": length}
+        with runs.recording(
+            path, kind="model check", config=config, model=model.provenance(), seed=seed, device=str(model.device),
+            overwrite=overwrite,
+        ):  # fmt: skip
+            report.save(path)
+        print(f"-> {path / 'checks.parquet'}")
+    n, wrong = len(report.lines), len(report.wrong)
+    if wrong:
+        raise Failure(f'"{name}": {wrong} of {n} checks are WRONG: what rests on them cannot be trusted.')
+    n_refused = sum(line.verdict == "refused" for line in report.lines)
+    print(f"{n - n_refused} checks passed; {n_refused} things are not offered, for the reasons above")
+
+
+def _say(report: Conformance) -> None:
+    for line in report.lines:
+        measured = "" if line.measured != line.measured else f"{line.measured:.1e}, {line.bound} {line.limit:.0e}"
+        print(f"{line.verdict:<8}{line.what:<68}{measured:<26}{line.why}".rstrip())

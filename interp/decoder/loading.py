@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interp.decoder import families
 from interp.decoder.adapters import Adapter, Live, on_base, read_adapter
 from interp.decoder.experts import Mixtures
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
@@ -57,9 +58,15 @@ class Model:
         cfg = bridge.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.n_kv_heads = int(cfg.n_key_value_heads or cfg.n_heads)
-        self.d_model, self.d_head, self.d_mlp = int(cfg.d_model), int(cfg.d_head), _mlp_width(bridge)
+        self.d_model, self.d_head, self.d_mlp = (
+            int(cfg.d_model),
+            families.head_width(bridge),
+            families.mlp_width(bridge),
+        )
         self.d_vocab, self.n_ctx = int(cfg.d_vocab), int(cfg.n_ctx)
         self.has_mlp, self.mixtures = not cfg.attn_only, Mixtures(bridge)
+        self.refused = families.not_offered(bridge)
+        """Kind of hook point -> why it is not offered."""
         self.sites = self._sites()
 
     def __repr__(self) -> str:
@@ -76,13 +83,13 @@ class Model:
     @contextmanager
     def fused_attention(self) -> Iterator[None]:
         """Inside the block attention is torch's fused kernel (`sdpa`): faster, without a pattern in memory; no hook
-        inside attention is called, `attn_out` included. A model that was not built by transformers stays as it is, and
-        one whose attention that kernel does not have (the sinks of GPT-OSS)."""
-        built = getattr(self.bridge, "original_model", None)
-        config = getattr(built, "config", None) if getattr(built, "_supports_sdpa", False) else None
+        inside attention is called, `attn_out` included. A model that was not built by transformers, or to which the
+        kernel is not open (soft caps, ALiBi), stays as it is."""
+        config = getattr(getattr(self.bridge, "original_model", None), "config", None)
         before = getattr(config, "_attn_implementation", None)
+        fuses = before == "eager" and self.plain is not None and self.plain._supports_sdpa
         with self.lock, ExitStack() as stack:
-            for block in self.bridge.blocks if before == "eager" else []:
+            for block in self.bridge.blocks if fuses else []:
                 plain, attention = block.original_component, getattr(block, "attn", None)
                 for name, child in list(plain.named_children()):
                     if child is attention and getattr(attention, "original_component", None) is not None:
@@ -189,17 +196,16 @@ class Model:
         """Every hook point offered, in the order of the forward pass; `tests/test_hooks.py` edits each one."""
         known = {name for name in self.bridge.hook_dict if "hook_expert" not in name}  # those are of tokens in a row
         known |= self.mixtures.points.keys() - set(self.mixtures.read_only)
-        absent = () if self.has_mlp else ("pre", "post", "mlp_out", "resid_mid")
-        absent += () if self.d_mlp else ("pre", "post")  # of a mixture of experts they would be d_model wide
-        absent += () if _pattern_is_causal(self.bridge) else ("pattern",)
         blocks = [
             layer_site(layer, short)
             for layer in range(self.n_layers)
             for short in LAYER_SITES
-            if short not in absent and layer_site(layer, short) in known
+            if short not in self.refused and layer_site(layer, short) in known
         ]
-        learned = self.bridge.cfg.positional_embedding_type == "standard"
-        before, after = [MODEL_SITES["embed"]] + learned * [MODEL_SITES["pos_embed"]], [MODEL_SITES["final"]]
+        before, after = (
+            [MODEL_SITES[kind] for kind in ("embed", "pos_embed") if kind not in self.refused],
+            [MODEL_SITES["final"]],
+        )
         return [n for n in before if n in known] + blocks + [n for n in after if n in known]
 
     def provenance(self) -> dict[str, Any]:
@@ -234,21 +240,6 @@ class Model:
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]
         return [self.tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
-
-
-def _mlp_width(bridge: Any) -> int | None:
-    """Neurons of an MLP, read from its output weights; None where there is no one such matrix (no MLP, experts)."""
-    out = getattr(bridge.blocks[0]._modules.get("mlp"), "out", None)
-    weight = getattr(getattr(out, "original_component", None), "weight", None)
-    return None if weight is None else weight.numel() // int(bridge.cfg.d_model)
-
-
-def _pattern_is_causal(bridge: Any) -> bool:
-    """Whether `hook_pattern` stands before the values are mixed. Where attention is left whole to Hugging Face (OPT) it
-    is shown afterwards, and editing it does nothing."""
-    attention = bridge.blocks[0].attn
-    inside = getattr(attention.original_component, "accepts_pattern_fn", False)
-    return inside or type(attention).__name__ != "AttentionBridge"
 
 
 def load_model(
@@ -291,11 +282,13 @@ def load_model(
 
 
 def _bridge() -> Any:
-    """TransformerBridge, with its import-time chatter kept quiet."""
+    """TransformerBridge, with its import-time chatter kept quiet; opening a model installs nothing."""
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")  # rounding, said once per process
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources.transformers import helpers
 
+    helpers._ensure_torchvision = lambda: False  # it would pip-install torchvision, and with it another torch
     return TransformerBridge
 
 
@@ -308,7 +301,7 @@ def _load_hugging_face(
     adapter: Adapter | None = None,
     merged: bool = True,
 ) -> Model:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
     source = str(folder) if folder else name
@@ -319,9 +312,12 @@ def _load_hugging_face(
     else:
         enable_progress_bar()
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True
-        )
+        families.check_config(name, AutoConfig.from_pretrained(source, revision=revision))
+        hf, loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+        families.check_weights(name, loaded["missing_keys"])
         named = folder is None or has_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if named else None
     except (OSError, ValueError, KeyError) as error:
@@ -340,10 +336,14 @@ def _load_hugging_face(
     if dtype == torch.float64:
         hf.config._experts_implementation = "eager"  # torch multiplies no groups of them
     plain = _plain_twin(hf.to(device))
-    bridge = _bridge().boot_transformers(
-        source, hf_model=hf, tokenizer=for_bridge(tokenizer), device=device, dtype=dtype
-    )
-    bridge.eval()
+    kind, boot, words = type(hf).__name__, _bridge().boot_transformers, for_bridge(tokenizer)
+    try:
+        bridge = boot(source, hf_model=hf, tokenizer=words, device=device, dtype=dtype).eval()
+    except (ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
+    families.check_bridge(name, bridge)
+    families.split_heads(bridge)
     model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
     if adapter is not None:
         model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)

@@ -10,6 +10,9 @@ hold (a norm after attention or after the MLP), `interp.causal.edges` finds it o
 
 from __future__ import annotations
 
+from inspect import signature
+
+import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +40,9 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
     if mlp.name is None:  # OPT's, whose matrices stand in the block itself
         inner, out = (block.get_submodule(getattr(mlp, name).name) for name in ("in", "out"))
         return out(block.activation_fn(inner(x)))
-    found = block.get_submodule(mlp.name)(x)
+    plain = block.get_submodule(mlp.name)
+    # BLOOM's adds the residual stream itself
+    found = plain(x, torch.zeros_like(x)) if "residual" in signature(plain.forward).parameters else plain(x)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -68,3 +73,19 @@ def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
     """What attention writes whatever it reads."""
     bias = model.bridge.blocks[layer].attn.b_O
     return 0.0 if bias is None else bias
+
+
+def plain_output(model: Model, layer: int) -> Module:
+    """The output matrix of attention without hooks: it reads the heads' z, side by side."""
+    attention = model.bridge.blocks[layer].attn
+    return _plain(model, layer).get_submodule(f"{attention.name}.{attention.o.name}")
+
+
+def between_heads_and_stream(model: Model) -> str:
+    """What stands between the sum of the heads' outputs and the residual stream; empty where nothing does, and a head's
+    output can be read as what it writes."""
+    if "ln1_post" in model.bridge.blocks[0]._modules:
+        return "a norm stands after attention: what one head writes depends on the others"
+    if getattr(_plain(model, 0), "residual_multiplier", 1.0) != 1.0:  # Granite
+        return "attention is scaled before it is added to the residual stream"
+    return ""
