@@ -111,10 +111,3 @@ def test_two_threads_on_one_model_do_not_see_each_others_edits(tiny_model):
     for thread in threads:
         thread.join()
     assert len(wrong) == 30 and not any(wrong)
-
-
-def test_model_check_finds_every_site_causal(tiny_model):
-    from interp.decoder.checking import check
-
-    report = check(tiny_model)
-    assert report.ok.all() and len(report) == len(tiny_model.sites) + 3
