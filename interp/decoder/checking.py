@@ -19,7 +19,7 @@ from torch.nn import Module
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited, watch
 from interp.decoder.loading import Model, plain_logits
-from interp.decoder.sites import LAYER_SITES, MODEL_SITES, axes, layer_site
+from interp.decoder.sites import LAYER_SITES, MODEL_SITES, READ_ONLY, axes, layer_site
 from interp.errors import InputError, NotFinite
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -175,8 +175,11 @@ def _blind(given: Given) -> Iterator[Line]:
 def _sites(given: Given) -> Iterator[Line]:
     """hook points."""
     model, sizes = given.model, sizes_of(given.model, given.tokens)
-    by_kind: dict[str, list[str]] = {kind: [layer_site(layer, kind) for layer in given.layers(kind)]
-                                     for kind in LAYER_SITES}  # fmt: skip
+    dense = not model.mixtures
+    kinds = [
+        kind for kind, (_, shape) in LAYER_SITES.items() if kind not in READ_ONLY and not (dense and "expert" in shape)
+    ]
+    by_kind: dict[str, list[str]] = {kind: [layer_site(layer, kind) for layer in given.layers(kind)] for kind in kinds}
     by_kind |= {kind: [site] if site in model.sites else [] for kind, site in MODEL_SITES.items()}
     for kind, sites in by_kind.items():
         if not sites:
@@ -203,7 +206,7 @@ def sizes_of(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Mapping[str, in
     return {
         "prompt": tokens.shape[0], "pos": tokens.shape[1], "query": tokens.shape[1], "key": tokens.shape[1],
         "head": model.n_heads, "kv_head": model.n_kv_heads, "d_head": model.d_head, "d_model": model.d_model,
-        "d_mlp": model.d_mlp,
+        "d_mlp": model.d_mlp, "expert": next(iter(model.mixtures.counts.values()), None),
     }  # fmt: skip
 
 
