@@ -105,6 +105,7 @@ def test_two_sessions_with_two_models_do_not_mix(chromium, address):
         each.goto(f"{address}/prompt?model={model}&text=The%20keys&pos=1")
     for each, layers in zip(pages, (2, 4), strict=True):
         heading(each, "What comes after position 1").wait_for()
+        each.get_by_role("gridcell", name=re.compile(r"^L0 at 1 ")).wait_for()
         assert each.get_by_role("gridcell", name=re.compile(r"^L\d at 1 ")).count() == layers
         each.close()
 
