@@ -1,5 +1,5 @@
-"""The model, live: loaded once for all sessions, asked under its lock, its answers kept until the model, or a dictionary
-or direction that they are of, is another on disk.
+"""The model, live: loaded once for all sessions, asked under its lock, its answers kept until the model, or a
+dictionary or direction that they are of, is another on disk.
 
 No numbers are made here: each answer is one call of the library. Models come from this machine alone: the bundled one,
 those that results of the workspace were made with, and no name is looked up on the network.

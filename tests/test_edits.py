@@ -27,7 +27,7 @@ def test_an_edit_is_a_component_an_operator_and_a_number(text, wanted):
     assert Spec.of(text) == Spec(*wanted)
 
 
-@pytest.mark.parametrize("text", ["L3H5", "L3H5=", "=0", "L3H5=zero", ""])
+@pytest.mark.parametrize("text", ["L3H5", "L3H5=", "=0", "L3H5=zero", "L3H5=1e999", ""])
 def test_what_is_no_edit_is_refused_with_examples(text):
     from interp.causal.edits import Spec
     from interp.errors import InputError

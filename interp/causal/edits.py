@@ -11,6 +11,7 @@ An edit acts on each position by itself, so it is the same on a whole text and o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Spec:
     def of(cls, text: str) -> Spec:
         """`Spec.of("joy@3.resid_post-4")` is `Spec("joy@3.resid_post", "+", -4.0)`. InputError for another form."""
         match = _SPEC.fullmatch(text.strip())
-        if match is None:
+        if match is None or not math.isfinite(float(match["number"] or match["added"])):
             raise InputError(f'"{text}" is no edit: write L3H5=0, L2.mlp*0.5, demo/417=8 or joy@3.resid_post+4.')
         number = float(match["number"] or match["added"])
         return cls(match["component"].strip(), match["operator"] or "+", number)
