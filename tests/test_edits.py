@@ -36,6 +36,18 @@ def test_what_is_no_edit_is_refused_with_examples(text):
         Spec.of(text)
 
 
+def test_latents_of_a_transcoder_are_refused(tiny_model, make_dictionary, pairs):
+    import interp
+    from interp.causal.edits import parse
+    from interp.errors import InputError
+
+    given = {"demo": make_dictionary(site="blocks.1.hook_resid_mid", out_site="blocks.1.hook_mlp_out")}
+    with pytest.raises(InputError, match="reads blocks.1.hook_resid_mid and writes blocks.1.hook_mlp_out"):
+        parse(tiny_model, "demo/3=4", dictionaries=given)
+    with pytest.raises(InputError, match="sae.spliced"):
+        interp.ablate(tiny_model, pairs, components="demo/3", method="zero", dictionaries=given)
+
+
 def test_edits_do_what_their_functions_do(tiny_model, make_dictionary):
     from interp.causal.edits import parse
     from interp.decoder.hooks import captured, edited

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.causal import references, sweeps
 from interp.causal.effects import Effects, about, build
 from interp.causal.finished import Finished
-from interp.causal.interventions import Intervention, Part, Write, named, split_method
+from interp.causal.interventions import Intervention, Part, Write, latents_of, named, split_method
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -80,7 +80,7 @@ def plan(
     """Everything that `ablate` will measure, checked; nothing is run. InputError for what cannot be."""
     targets = select(
         components, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
-        dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()}, directions=directions or {},
+        dictionaries=latents_of(dictionaries or {}), directions=directions or {},
     )  # fmt: skip
     for target in targets:
         for member in target.members:

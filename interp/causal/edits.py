@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.causal.interventions import Part, named
+from interp.causal.interventions import Part, latents_of, named
 from interp.decoder.hooks import Edit
 from interp.decoder.loading import Model
 from interp.decoder.sites import components
@@ -81,11 +81,11 @@ def parse(
     UnknownComponent, UnknownSite, and InputError for what cannot be added to.
     """
     writes: dict[str, list[tuple[Part, Spec]]] = {}
+    sites = latents_of(dictionaries or {})
     for spec in split(specs):
         targets = components(
             spec.component, n_layers=model.n_layers, n_heads=model.n_heads, d_mlp=model.d_mlp, has_mlp=model.has_mlp,
-            dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
-            directions=directions or {},
+            dictionaries=sites, directions=directions or {},
         )  # fmt: skip
         for component in (member for target in targets for member in target.members):
             if component.site not in model.sites:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.decoder.sites import Component
-from interp.errors import UnknownName, nearest
+from interp.errors import InputError, UnknownName, nearest
 
 METHODS = {
     "zero": "a' = 0. Also removes what the part adds whatever the prompt is, so it can hurt where nothing was read "
@@ -144,6 +144,18 @@ class Latent:
         changed[..., self.index] = new.to(latents)
         moved = self.dictionary.decode(changed) - self.dictionary.decode(latents)
         x += moved.detach().reshape(x.shape).to(x)
+
+
+def latents_of(dictionaries: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The site and the number of latents of each dictionary, as `interp.decoder.sites.components` takes them.
+    InputError for one that writes elsewhere than it reads (a transcoder): its latents are no part of what it reads."""
+    for name, dictionary in dictionaries.items():
+        if dictionary.is_transcoder:
+            raise InputError(
+                f'the dictionary "{name}" reads {dictionary.sites[0]} and writes {dictionary.out_sites[0]}: its '
+                "latents are changed by splicing it into the model (sae.spliced), not by name."
+            )
+    return {name: (dictionary.site, dictionary.d_sae) for name, dictionary in dictionaries.items()}
 
 
 def named(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
