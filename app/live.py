@@ -2,12 +2,11 @@
 dictionary or direction that they are of, is another on disk.
 
 No numbers are made here: each answer is one call of the library. Models come from this machine alone: the bundled one,
-those that results of the workspace were made with, and no name is looked up on the network.
+those that results of the workspace were made with; no name is looked up on the network (`app/main.py`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,6 @@ def model(label: str) -> Model:
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the model …")
 def _model(name: str, stamps: tuple[Hashable, ...]) -> Model:
-    os.environ["HF_HUB_OFFLINE"] = "1"
     from interp import load_model
 
     return load_model(name)
