@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import streamlit as st
 
 from app import state
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no page, and no job that a page starts, looks a name up on the network
 
 # Room for results above the fold; links that look like links.
 STYLE = """<style>

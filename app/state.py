@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -24,9 +24,6 @@ import streamlit as st
 from app import files
 from interp import runs
 from interp.errors import InputError, UnknownName, nearest
-
-if TYPE_CHECKING:
-    pass
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -38,7 +35,6 @@ PROMPT, ATTENTION, STEER = "views/prompt.py", "views/attention.py", "views/steer
 JOBS, LISTS = "views/jobs.py", "views/lists.py"
 PAGE_OF = {
     "ablate": ABLATION, "patch": PATCHING, "circuit": CIRCUIT, "circuit-score": CIRCUIT, "circuit-features": CIRCUIT,
-    "generate": STEER,
 }  # fmt: skip
 """The page that shows a run of a kind; that of any other is the home page with `?run=`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -140,6 +141,72 @@ def test_nothing_is_written_before_it_is_asked_for(workspace):
     at.button[-1].click().run()
     assert "No edit: this is the model's own text" in texts(at) and len(mounted(at, "token_strip")[0]["strips"]) == 1
     assert at.query_params["seed"] in ("0", ["0"])  # the link now says all of it
+
+
+def test_a_dictionary_made_anew_under_its_name_is_read_anew(workspace, tiny_model, make_dictionary):
+    import sae
+    from sae.files import save
+
+    folder = workspace / "saes" / "again"
+    for seed in (1, 2):
+        save(make_dictionary(seed=seed, model=tiny_model.provenance()), folder)
+        said = json.loads((workspace / "saes" / "demo" / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(said | {"started": f"2026-01-0{seed}T00:00:00Z"}))
+        at = opened("prompt", text="When Mary", pos="2", sae="again", edit="again/3=6")
+        dct = sae.load(folder)
+        edits = edits_of(tiny_model, "again/3=6", {"again": dct})
+        fired = sae.activity(tiny_model, dct, "When Mary", edits=edits)
+        assert list(at.dataframe[1].value["latent"]) == list(fired[fired.position == 2]["latent"])
+        rows = output_of(tiny_model, "When Mary", edits)
+        assert list(at.dataframe[0].value["probability"]) == pytest.approx(rows.iloc[2]["top_prob"])
+
+
+def edits_of(model, specs, dictionaries):
+    from interp.causal.edits import parse
+
+    return parse(model, specs, dictionaries=dictionaries)
+
+
+def output_of(model, text, edits):
+    import interp
+
+    rows = interp.logit_lens(model, text, top=10, edits=edits).rows
+    return rows[rows.layer == rows.layer.max()]
+
+
+def test_a_dictionary_of_another_model_edits_nothing(workspace, make_dictionary):
+    from sae.files import save
+
+    save(make_dictionary(), workspace / "saes" / "foreign")
+    said = json.loads((workspace / "saes" / "demo" / "run.json").read_text())
+    said["model"] = {"name": "other", "fingerprint": "sha256:other"}
+    (workspace / "saes" / "foreign" / "run.json").write_text(json.dumps(said))
+    said = texts(opened("steer", text="When Mary", edit="foreign/3=6"))
+    shutil.rmtree(workspace / "saes" / "foreign")
+    assert 'the dictionary was trained on "other"' in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("query", [{"pos": "--1"}, {"seed": "9999999", "temperature": "9.999"}, {"n": "0"}])
+def test_any_address_that_has_the_form_opens(workspace, query):
+    for page in ("prompt", "attention", "steer"):
+        said = texts(opened(page, text="When Mary", **query))
+        assert "cannot be shown" not in said and "Ignored in the address" not in said
+
+
+def test_the_name_on_the_slider_is_no_markup(workspace):
+    at = opened("steer", text="When Mary", edit="demo/3*2")
+    assert at.slider[0].label == "Strength of demo\\/3"
+
+
+def test_pairs_that_are_alike_are_told_apart_by_number(workspace):
+    prompts = workspace / "runs" / "heads" / "prompts.jsonl"
+    lines = prompts.read_text().splitlines()
+    prompts.write_text("\n".join([lines[0], lines[0], *lines[2:]]) + "\n")
+    try:
+        at = opened("attention", run="heads", prompt="1")
+        assert at.number_input(key="asked-prompt").value == 1
+    finally:
+        prompts.write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("page", ["prompt", "attention", "steer"])

@@ -34,6 +34,20 @@ def found(base, files):
     assert main(["direction", "find", *given, *base, "--out", "joy"]) == 0
 
 
+def test_a_direction_of_a_file_of_pairs_is_tested_on_what_was_held_out(base, tmp_path, pairs, capsys):
+    file = tmp_path / "mine.jsonl"
+    pairs.save(file)
+    capsys.readouterr()
+    assert main(["direction", "find", "--task", str(file), "--position", "3", *base, "--out", "of-file"]) == 0
+    capsys.readouterr()
+    assert main(["direction", "test", "of-file", *base]) == 2
+    assert 'prompts of a file ("mine"): give that file' in capsys.readouterr().err
+    given = ["--task", str(file), "--windows", "0", "--n-random", "1", "--strengths", "2", "--n", "5"]
+    assert main(["direction", "test", "of-file", *given, *base]) == 0
+    out = capsys.readouterr().out
+    assert "\nkl, n = " in out and "\nremoval:" in out and "log_odds (" in out
+
+
 def test_find_test_and_remove_write_what_they_say(found, base, files, tiny_text, tmp_path, capsys):
     runs = tmp_path / "ws" / "runs"
     run = json.loads((runs / "joy" / "run.json").read_text())

@@ -31,6 +31,14 @@ def test_an_edited_continuation_stands_beside_its_baseline(capsys, tiny_dir, tmp
     assert run(capsys, *ask, "--overwrite")[0] == 0 and (folder / "tokens.parquet").read_bytes() == first
 
 
+def test_the_interval_is_over_prompts_where_there_are_several(capsys, tiny_dir, tmp_path):
+    ask = ["--model", tiny_dir, "--edit", "L0H1=0", "--max-new-tokens", 3, "--n", 4, "--workspace", tmp_path]
+    _, out, _ = run(capsys, "When Mary", "The keys", *ask)
+    assert out.rstrip().endswith("], 2 prompts")
+    _, out, _ = run(capsys, "When Mary", *ask)
+    assert out.rstrip().endswith("], 4 continuations")
+
+
 def test_prompts_come_from_a_file_and_nothing_is_written_without_out(capsys, tiny_dir, tmp_path):
     (tmp_path / "prompts.txt").write_text("When Mary\n\nThe keys\n")
     ask = ["--prompts", tmp_path / "prompts.txt", "--model", tiny_dir, "--max-new-tokens", 3, "--workspace", tmp_path]

@@ -81,6 +81,7 @@ def test_attribute_prints_the_largest_parts_and_their_sum(base, tmp_path, pairs_
     [
         (["show"], "give a text or --task"),
         (["show", PROMPT, "--task", "ioi"], "give a text or --task"),
+        (["show", "--task", "ioi", "--target", " Mary"], "a task has its own answers"),
         (["show", PROMPT, "--target", " no token"], "give one, with its space"),
         (["show", PROMPT, "--colour", "green"], "one of top_prob"),
         (["show", PROMPT, "--position", "99"], "position 99 given"),

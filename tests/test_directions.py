@@ -36,6 +36,31 @@ def test_a_planted_direction_is_found_and_points_to_the_positive(method):
     assert set(examples.group[test.numpy()]).isdisjoint(examples.group[~test.numpy()])
 
 
+def test_shuffled_labels_lean_neither_way_where_the_sets_are_odd_and_far_apart():
+    from interp.causal.separating import _shuffled
+
+    is_positive, draw = torch.arange(18) < 9, np.random.default_rng(0)
+    drawn = [_shuffled(is_positive, draw) for _ in range(200)]
+    assert {int(labels.sum()) for labels in drawn} == {9}  # pairs stay pairs
+    positive = [int((labels & is_positive).sum()) for labels in drawn]
+    assert set(positive) == {4, 5} and 70 < positive.count(4) < 130
+
+
+RESID = "blocks.1.hook_resid_post"
+
+
+def test_a_mean_over_tokens_leaves_out_bos_and_no_other_first_token(tiny_model):
+    from interp.causal.examples import activations, of_prompts
+    from interp.decoder.hooks import captured
+
+    rows = [[number, 40 + number, 7, 9] for number in range(20, 36)]
+    found = activations(tiny_model, of_prompts(tiny_model, rows[:8], rows[8:], position="all"), [RESID])
+    with torch.no_grad(), captured(tiny_model, RESID) as cache:
+        tiny_model(torch.tensor(rows))
+    assert all(tiny_model.bos not in row for row in rows)
+    assert_close(found[RESID], cache[RESID].mean(1))
+
+
 def test_where_the_labels_mean_nothing_held_out_accuracy_is_chance():
     from interp.causal.examples import Examples
     from interp.causal.separating import hold_out, judge

@@ -27,13 +27,25 @@ def test_an_edit_is_a_component_an_operator_and_a_number(text, wanted):
     assert Spec.of(text) == Spec(*wanted)
 
 
-@pytest.mark.parametrize("text", ["L3H5", "L3H5=", "=0", "L3H5=zero", ""])
+@pytest.mark.parametrize("text", ["L3H5", "L3H5=", "=0", "L3H5=zero", "L3H5=1e999", ""])
 def test_what_is_no_edit_is_refused_with_examples(text):
     from interp.causal.edits import Spec
     from interp.errors import InputError
 
     with pytest.raises(InputError, match="is no edit: write L3H5=0"):
         Spec.of(text)
+
+
+def test_latents_of_a_transcoder_are_refused(tiny_model, make_dictionary, pairs):
+    import interp
+    from interp.causal.edits import parse
+    from interp.errors import InputError
+
+    given = {"demo": make_dictionary(site="blocks.1.hook_resid_mid", out_site="blocks.1.hook_mlp_out")}
+    with pytest.raises(InputError, match="reads blocks.1.hook_resid_mid and writes blocks.1.hook_mlp_out"):
+        parse(tiny_model, "demo/3=4", dictionaries=given)
+    with pytest.raises(InputError, match="sae.spliced"):
+        interp.ablate(tiny_model, pairs, components="demo/3", method="zero", dictionaries=given)
 
 
 def test_edits_do_what_their_functions_do(tiny_model, make_dictionary):

@@ -150,8 +150,20 @@ def test_best_of_keeps_the_likeliest(tiny_model):
 
     every = interp.generate(tiny_model, "When Mary", n=6, max_new_tokens=5, seed=2).table()
     best = interp.generate(tiny_model, "When Mary", n=2, best_of=6, max_new_tokens=5, seed=2).table()
-    assert list(every.logprob) == sorted(every.logprob, reverse=True)
-    assert list(best.text) == list(every.text[:2])
+    assert list(best.text) == list(every.sort_values("logprob", ascending=False).text[:2])
+
+
+def test_an_edited_sample_and_the_baseline_of_its_number_are_of_the_same_random_numbers(tiny_model):
+    import interp
+    from interp.decoder.generation import Sampling, stream
+
+    edits = some_edits_of(tiny_model)
+    rows = interp.generate(tiny_model, "When Mary", n=6, max_new_tokens=5, seed=2, edits=edits).rows
+    tokens = torch.tensor([tiny_model.to_tokens("When Mary")])
+    for (sample, run), mine in rows.groupby(["sample", "run"]):
+        draws = [np.random.default_rng([2, 0, sample])]
+        steps = stream(tiny_model, tokens, Sampling(5, seed=2), edits=edits if run == "edited" else None, draws=draws)
+        assert [int(step.tokens[0]) for step in steps] == list(mine.token)
 
 
 def test_what_is_saved_is_what_is_loaded(tiny_model, tmp_path):

@@ -88,6 +88,20 @@ def test_a_captured_activation_survives_an_edit_in_place_of_the_next(tiny_model)
     assert torch.equal(cache["blocks.0.hook_resid_post"], before["blocks.0.hook_resid_post"])
 
 
+def test_the_head_is_not_read_within_another_threads_pass(tiny_model):
+    from interp.decoder.hooks import edited
+
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, found = tiny_model.head(hidden), []
+        thread = threading.Thread(target=lambda: found.append(tiny_model.head(hidden)))
+        with edited(tiny_model, {"ln_final.hook_normalized": torch.zeros_like}):
+            thread.start()
+            thread.join(0.2)
+        thread.join()
+    assert torch.equal(found[0], wanted)
+
+
 def test_two_threads_on_one_model_do_not_see_each_others_edits(tiny_model):
     from interp.decoder.hooks import edited
 

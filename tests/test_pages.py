@@ -190,3 +190,21 @@ def test_a_broken_file_is_one_line_wherever_it_is_shown(workspace, content):
         assert "cannot be shown." in texts(opened(page, **query))
     for page in (None, "training", "ablation"):
         opened(page)
+
+
+def test_an_attention_layer_leads_to_the_patching_of_its_output():
+    from app.components.links import _has
+
+    config = {"site": "attn_out", "by": ["layer", "position"]}
+    assert _has(config, "L1.attn") and not _has(config, "L1.mlp") and not _has(config, "L1H2")
+    assert _has(config | {"site": "mlp_out"}, "L1.mlp") and _has(config | {"by": "layer,head"}, "L1H2")
+
+
+def test_a_run_of_texts_opens_on_what_it_wrote(workspace):
+    path = write_run(workspace / "runs" / "said", "generate", prompts=["Once"])
+    pd.DataFrame({"text": ["Once", " upon"], "kl": [0.0, 0.1]}).to_parquet(path / "tokens.parquet")
+    from app import state
+
+    page, query = state.place({"folder": "runs", "name": "said", "kind": "generate"})
+    assert (page, query) == (state.RUNS, {"run": "said"})
+    assert list(opened("runs", **query).dataframe[0].value["text"]) == ["Once", " upon"]

@@ -164,3 +164,25 @@ def test_dead_latents_are_counted_and_not_drawn(plots):
     figure = plots.densities(latents, 0.1)
     assert sum(figure.data[0].y) == 3 and figure.layout.title.text.startswith("3 latents alive, 2 dead")
     assert sum(plots.densities(latents[:2], 0.1).data[0].y) == 0
+
+
+def test_no_text_of_a_file_is_markup_on_the_frontier_and_on_directions(plots):
+    from interp.plots.directions import by_site
+
+    row = {"l0": 3.0, "fvu": 0.2, "site": "<b>x</b>", "architecture": "<a href=y>", "d_sae": 8, "name": "<i>n</i>"}
+    (trace,) = plots.frontier(pd.DataFrame([row])).data
+    assert "<" not in trace.name and "<" not in trace.text[0] and trace.customdata[0] == "<i>n</i>"
+    sites = pd.DataFrame([{"site": "<b>0</b>", "layer": 0, "accuracy": 0.9, "ci_low": 0.8, "ci_high": 1.0,
+                           "random": 0.5, "shuffled": 0.5, "chosen": True}])  # fmt: skip
+    assert "<" not in by_site(sites).data[0].text[0]
+
+
+def test_the_mean_kl_by_token_counts_a_prompt_once():
+    from interp.plots.generation import kl_by_token
+
+    kl = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0}
+    rows = [{"prompt": p, "sample": s, "run": "edited", "step": 0, "kl": value} for (p, s), value in kl.items()]
+    figure = kl_by_token(pd.DataFrame(rows))
+    assert figure.data[1].y[0] == (2 + 5) / 2 and "mean over 2 prompts" in figure.layout.title.text
+    figure = kl_by_token(pd.DataFrame(rows[:2]))
+    assert figure.data[1].y[0] == 2 and "mean over 2 continuations" in figure.layout.title.text

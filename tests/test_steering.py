@@ -127,6 +127,20 @@ def test_removal_compares_the_task_with_and_without(tiny_model, pairs, make_dire
     assert table.accuracy[0] == (own > 0).mean()
 
 
+def test_the_accuracy_of_random_directions_is_the_mean_of_theirs(tiny_model, pairs, make_direction):
+    from dataclasses import replace
+
+    from interp.causal.steering import Question, removal
+
+    up, question = make_direction(tiny_model, answers=[5, 6]), Question.of(tiny_model, pairs)
+    noise = torch.randn(7, 32, generator=torch.Generator().manual_seed(3))
+    shares = [
+        (question.log_odds(question.logprobs(tiny_model, replace(up, vector=v).ablate(tiny_model))) > 0).mean()
+        for v in noise
+    ]
+    assert removal(tiny_model, up, pairs, n_random=7, seed=3).accuracy[3] == pytest.approx(np.mean(shares))
+
+
 def test_perplexity_is_that_of_a_loop_and_paired_by_window(tiny_model, tiny_text, make_direction):
     from interp.causal.perplexity import Perplexity, perplexity
     from interp.data.text import read_text, windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,10 @@ def asked(focus: state.Focus, here: str) -> Asked | None:
         loaded = live.model(model)
         if run and run["model"].get("fingerprint") not in (None, loaded.fingerprint):
             raise WrongModel(f'the run {run["name"]} was made with another model than "{model}": choose that one.')
-        pair = prompts[min(focus.prompt or 0, len(prompts) - 1)] if prompts else None
+        number = min(focus.prompt or 0, len(prompts) - 1)
+        pair = prompts[number] if prompts else None
         with right:
-            text = _of_pair(focus, here, run, prompts, pair) if pair else _typed(focus)
+            text = _of_pair(focus, here, run, pair, number, len(prompts)) if pair else _typed(focus)
         tokens = tuple(pair[f"{text}_tokens"]) if pair else live.tokens_of(model, text)
         edit = _edits(focus, model)
     except state.UNREADABLE as error:
@@ -76,20 +78,16 @@ def _typed(focus: state.Focus) -> str:
     return st.text_input("Text", key="asked-text", on_change=written, max_chars=2000) or TEXT
 
 
-def _of_pair(
-    focus: state.Focus, here: str, run: dict[str, Any], prompts: list[dict[str, Any]], pair: dict[str, Any]
-) -> str:
-    """Which of a pair's prompts, with boxes to take another pair or the other prompt, or to type."""
-    number, side, own = st.columns([2, 2, 2])
-    with number:
-        st.session_state["asked-prompt"] = prompts.index(pair)
+def _of_pair(focus: state.Focus, here: str, run: dict[str, Any], pair: dict[str, Any], number: int, n: int) -> str:
+    """Which of the prompts of pair `number` of `n`, with boxes to take another pair or the other prompt, or to type."""
+    which, side, own = st.columns([2, 2, 2])
+    with which:
+        st.session_state["asked-prompt"] = number
 
         def moved() -> None:
             state.write_focus(prompt=int(st.session_state["asked-prompt"]), pos=None)
 
-        st.number_input(
-            f"Prompt of {len(prompts)}", 0, len(prompts) - 1, key="asked-prompt", on_change=moved, help="from 0"
-        )
+        st.number_input(f"Prompt of {n}", 0, n - 1, key="asked-prompt", on_change=moved, help="from 0")
     sides = [name for name in ("clean", "corrupted") if pair.get(f"{name}_tokens")]
     with side:
         chosen = state.choose("Prompt of the pair", sides, "side", focus.side)
@@ -124,6 +122,6 @@ def at(focus: state.Focus, chosen: Asked) -> int:
     n, asked_for = len(chosen.tokens), focus.pos
     if asked_for in labels:
         return int(labels[asked_for]) if int(labels[asked_for]) < n else n - 1
-    if asked_for is not None and asked_for.lstrip("-").isdigit() and -n <= int(asked_for) < n:
+    if re.fullmatch(r"-?\d+", asked_for or "") and -n <= int(asked_for) < n:
         return int(asked_for) % n
     return n - 1

@@ -54,7 +54,9 @@ def _has(config: dict[str, Any], component: str) -> bool:
     """Whether a run's map can have the component: a patching is of one site."""
     if "site" not in config:
         return True
-    return "head" in str(config.get("by")) if "H" in component else component.endswith(str(config["site"])[:3])
+    if "H" in component:
+        return "head" in str(config.get("by"))
+    return component.endswith("." + str(config["site"]).removesuffix("_out"))
 
 
 def latent_links(run: dict[str, Any], latent: int, strongest: float) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import notes, state
-from app.components.exports import as_json
+from app.components.exports import exports
 from app.components.token_strip import visible
 
 SHOWN = 100
@@ -42,7 +42,7 @@ def page() -> None:
     st.subheader(f"All labels ({len(labels)})", anchor=False)
     if len(labels):
         rows(labels, results, None)
-        save("labels", labels)
+        exports({"name": "labels"}, labels)
     else:
         st.text("No label yet: open a component on the page of its result, and say what it does.")
 
@@ -62,7 +62,7 @@ def one_list(name: str, names: list[str], results: list[dict[str, Any]]) -> None
         st.text("Nothing is on it.")
         return
     rows(table, results, name)
-    save(name, table)
+    exports({"name": name}, table)
 
 
 def rows(table: pd.DataFrame, results: list[dict[str, Any]], of: str | None) -> None:
@@ -99,13 +99,6 @@ def place(run: dict[str, Any], component: str) -> tuple[str, dict[str, str]]:
         return state.FEATURE, {"sae": run["name"], "feature": component}
     target, query = state.place(run)
     return target, query | {"head": component}
-
-
-def save(name: str, table: pd.DataFrame) -> None:
-    with st.container(horizontal=True):
-        st.download_button("Export CSV", lambda: table.to_csv(index=False), f"{name}.csv", "text/csv",
-                           on_click="ignore")  # fmt: skip
-        st.download_button("Export JSON", lambda: as_json(table), f"{name}.json", "application/json", on_click="ignore")
 
 
 page()

@@ -17,6 +17,8 @@ from interp.plots.labels import visible
 WHERE = ["all", "prompt", "new"]
 PATTERNS = ["live", "frozen"]
 COUNTS = [20, 40, 60, 100]
+HOTTEST, LAST_SEED = 9.0, 10**7 - 1
+"""The largest temperature and seed that an address can have."""
 
 
 def page() -> None:
@@ -60,7 +62,7 @@ def _strength(focus: state.Focus) -> None:
         value = st.session_state["strength"]
         state.write_focus(edit=f"{head}{operator}{value:g}" if operator != "+" else f"{head}{value:+g}")
 
-    st.slider(f"Strength of {head}", -most, most, step=most / 60, key="strength", on_change=moved)
+    st.slider(f"Strength of {state.escape(head)}", -most, most, step=most / 60, key="strength", on_change=moved)
 
 
 def _parts(edit: str) -> tuple[str, str, float]:
@@ -87,7 +89,7 @@ def _settings(focus: state.Focus, chosen: Asked) -> dict[str, Any] | None:
         counts = sorted({*map(str, COUNTS), *([str(focus.n)] if focus.n else [])}, key=int)
         n = state.choose("New tokens", counts, "n", str(focus.n or 40))
     for number, (label, name, value, step) in enumerate(
-        [("Temperature", "temperature", float(focus.temperature or 0.8), 0.1), ("Seed", "seed", focus.seed or 0, 1)], 3
+        [("Temperature", "temperature", _temperature(focus), 0.1), ("Seed", "seed", focus.seed or 0, 1)], 3
     ):
         with boxes[number]:
             _number(label, name, value, step)
@@ -99,18 +101,23 @@ def _settings(focus: state.Focus, chosen: Asked) -> dict[str, Any] | None:
         st.text(f"The model has room for {room} more tokens: so many are written.")
     return {
         "where": where, "patterns": patterns, "max_new_tokens": min(int(n), room),
-        "temperature": float(focus.temperature or 0.8), "seed": focus.seed or 0,
+        "temperature": _temperature(focus), "seed": focus.seed or 0,
     }  # fmt: skip
+
+
+def _temperature(focus: state.Focus) -> float:
+    return min(float(focus.temperature or 0.8), HOTTEST)
 
 
 def _number(label: str, field: str, value: float, step: float) -> None:
     st.session_state[f"steer-{field}"] = value
 
     def typed() -> None:
-        state.write_focus(**{field: f"{st.session_state[f'steer-{field}']:g}"})
+        state.write_focus(**{field: f"{round(st.session_state[f'steer-{field}'], 3)}"})
 
-    st.number_input(label, min_value=type(value)(0), max_value=type(value)(9 if field == "temperature" else 10**6),
-                    step=type(value)(step), key=f"steer-{field}", on_change=typed)  # fmt: skip
+    most = HOTTEST if field == "temperature" else LAST_SEED
+    st.number_input(label, min_value=type(value)(0), max_value=type(value)(most), step=type(value)(step),
+                    key=f"steer-{field}", on_change=typed)  # fmt: skip
 
 
 def _write(chosen: Asked, settings: dict[str, Any]) -> pd.DataFrame:

@@ -14,7 +14,16 @@ from torch import Tensor
 from interp.causal import references, sweeps
 from interp.causal.effects import Effects, about, build
 from interp.causal.finished import Finished
-from interp.causal.interventions import OF_EXPERTS, Intervention, Part, Write, named, of_expert, split_method
+from interp.causal.interventions import (
+    OF_EXPERTS,
+    Intervention,
+    Part,
+    Write,
+    latents_of,
+    named,
+    of_expert,
+    split_method,
+)
 from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
@@ -79,8 +88,7 @@ def plan(
 ) -> Plan:
     """Everything that `ablate` will measure, checked; nothing is run. InputError for what cannot be."""
     targets = select(
-        components, **model.counts, directions=directions or {},
-        dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
+        components, **model.counts, dictionaries=latents_of(dictionaries or {}), directions=directions or {},
     )  # fmt: skip
     for target in targets:
         for member in target.members:

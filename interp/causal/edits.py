@@ -12,6 +12,7 @@ An edit acts on each position by itself, so it is the same on a whole text and o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.causal.interventions import Part, named, of_expert
+from interp.causal.interventions import Part, latents_of, named, of_expert
 from interp.decoder.hooks import Edit
 from interp.decoder.loading import Model
 from interp.decoder.sites import components
@@ -48,7 +49,7 @@ class Spec:
     def of(cls, text: str) -> Spec:
         """`Spec.of("joy@3.resid_post-4")` is `Spec("joy@3.resid_post", "+", -4.0)`. InputError for another form."""
         match = _SPEC.fullmatch(text.strip())
-        if match is None:
+        if match is None or not math.isfinite(float(match["number"] or match["added"])):
             raise InputError(f'"{text}" is no edit: write L3H5=0, L2.mlp*0.5, demo/417=8 or joy@3.resid_post+4.')
         number = float(match["number"] or match["added"])
         return cls(match["component"].strip(), match["operator"] or "+", number)
@@ -81,11 +82,10 @@ def parse(
     UnknownComponent, UnknownSite, and InputError for what cannot be added to.
     """
     writes: dict[str, list[tuple[Part, Spec]]] = {}
+    sites = latents_of(dictionaries or {})
     for spec in split(specs):
         targets = components(
-            spec.component, **model.counts,
-            dictionaries={name: (d.site, d.d_sae) for name, d in (dictionaries or {}).items()},
-            directions=directions or {},
+            spec.component, **model.counts, dictionaries=sites, directions=directions or {},
         )  # fmt: skip
         for component in (member for target in targets for member in target.members):
             if component.site not in model.sites:

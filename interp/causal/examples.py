@@ -185,7 +185,6 @@ def activations(
 ) -> dict[str, Float[Tensor, "example d_model"]]:
     """What stands at each of `sites` where each prompt is read, float32 on the CPU."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    n_bos = 0 if model.bos is None else 1
     for first in range(0, len(examples.tokens), batch_size):
         rows = examples.tokens[first : first + batch_size]
         lengths = torch.tensor([len(row) for row in rows])
@@ -193,7 +192,8 @@ def activations(
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = torch.tensor(row)
         place = torch.arange(tokens.shape[1])
-        start = torch.minimum(torch.tensor(n_bos), lengths - 1) if examples.pooled else lengths - 1
+        after_bos = torch.tensor([int(row[0] == model.bos and len(row) > 1) for row in rows])
+        start = after_bos if examples.pooled else lengths - 1
         read = ((place >= start[:, None]) & (place < lengths[:, None])).float()
         with edited(model, edits or {}), captured(model, list(sites)) as cache:
             model(tokens)

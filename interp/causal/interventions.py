@@ -226,6 +226,18 @@ def of_expert(expert: Component, method: str) -> Part:
     return (Routed if method in ("mean", "mean-all") else Whole)(at("expert_out"), expert.index)
 
 
+def latents_of(dictionaries: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The site and the number of latents of each dictionary, as `interp.decoder.sites.components` takes them.
+    InputError for one that writes elsewhere than it reads (a transcoder): its latents are no part of what it reads."""
+    for name, dictionary in dictionaries.items():
+        if dictionary.is_transcoder:
+            raise InputError(
+                f'the dictionary "{name}" reads {dictionary.sites[0]} and writes {dictionary.out_sites[0]}: its '
+                "latents are changed by splicing it into the model (sae.spliced), not by name."
+            )
+    return {name: (dictionary.site, dictionary.d_sae) for name, dictionary in dictionaries.items()}
+
+
 def named(component: Component, dictionaries: Mapping[str, Any], directions: Mapping[str, Tensor]) -> Part:
     """The part that a component is; a latent of one of `dictionaries`, a direction of `directions`."""
     if component.kind == "latent":

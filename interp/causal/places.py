@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.causal.interventions import Latent, Part, Whole
+from interp.causal.interventions import Latent, Part, Whole, latents_of
 from interp.data.tasks import Task
 from interp.decoder.loading import Model
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, Component, expand, layer_of, short
@@ -109,7 +109,7 @@ def _parts(
         if units not in ([], ["latent"]):
             raise InputError(f'by "{units[0]}" given: a dictionary such as "{site}" is patched by latent.')
         dictionary = dictionaries[site]
-        chosen = _chosen(components or f"{site}/*", "latent", model, {site: (dictionary.site, dictionary.d_sae)})
+        chosen = _chosen(components or f"{site}/*", "latent", model, latents_of({site: dictionary}))
         return [(_row(c.name, "latent", c.layer, c.index), Latent(c.site, dictionary, c.index)) for c in chosen]
     whole = whole_sites(model, site, dictionaries)
     names = [part.site for _, part in whole]

@@ -149,11 +149,13 @@ def _folds(group: np.ndarray, is_positive: np.ndarray, draw: np.random.Generator
 
 
 def _shuffled(is_positive: Bool[Tensor, " example"], draw: np.random.Generator) -> Bool[Tensor, " example"]:
-    """Labels that have nothing to do with the sets: a random half of each set is called positive."""
-    order = draw.permutation(len(is_positive))
+    """Labels that have nothing to do with the sets: a random half of each set is called positive. Of odd numbers one
+    set gives one more and the other one less, so that pairs stay pairs; which one is drawn: always the same would lean
+    against the sets, and where they are far apart that is all a method sees."""
+    order, more = draw.permutation(len(is_positive)), int(draw.integers(2))
     yes, no = order[is_positive.numpy()[order]], order[~is_positive.numpy()[order]]
     labels = torch.zeros(len(is_positive), dtype=torch.bool)
-    labels[np.concatenate([yes[: len(yes) // 2], no[: len(no) - len(no) // 2]])] = True  # of pairs, as many as not
+    labels[np.concatenate([yes[: (len(yes) + more) // 2], no[: (len(no) + 1 - more) // 2]])] = True
     return labels
 
 

@@ -245,13 +245,14 @@ def removal(
         "projected out of every write": [direction.ablate(model)],
         f"{n_random} random directions out of every write": [one.ablate(model) for one in random],
     }  # fmt: skip
-    values = {
-        name: np.stack([question.log_odds(question.logprobs(model, edits)) for edits in each]).mean(0)
+    every = {
+        name: np.stack([question.log_odds(question.logprobs(model, edits)) for edits in each])
         for name, each in changes.items()
     }
+    values = {name: drawn.mean(0) for name, drawn in every.items()}
     effects = np.stack(list(values.values())) - values["nothing"]
     low, high = bootstrap(effects, seed)
     return pd.DataFrame({
         "change": list(values), "logit_diff": [v.mean() for v in values.values()], "effect": effects.mean(1),
-        "ci_low": low, "ci_high": high, "accuracy": [(v > 0).mean() for v in values.values()], "n": len(task),
+        "ci_low": low, "ci_high": high, "accuracy": [(v > 0).mean() for v in every.values()], "n": len(task),
     })  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 
 from interp import runs
 from interp.cli import options
-from interp.errors import InputError, MissingFile, nearest
+from interp.errors import InputError, MissingFile, UnknownTask, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,6 @@ DRAWN = 10
 """Prompts drawn for each one asked for: those that the direction was found on are left out."""
 
 Name = Annotated[str, typer.Argument(help="A direction: a run of interp direction find, or its folder.")]
-OutOrNothing = Annotated[str | None, typer.Option("--out", help="Name of the run; without it nothing is written.")]
 
 
 @app.command()
@@ -43,7 +42,7 @@ def find(
     n: options.N = None,
     edit: options.Edits = None,
     seed: options.Seed = 0,
-    out: OutOrNothing = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -145,7 +144,7 @@ def test(
     n_random: Annotated[int, typer.Option(help="Random directions beside it.", min=1)] = 5,
     n: Annotated[int, typer.Option(help="Number of prompts.", min=2)] = 100,
     seed: Annotated[int, typer.Option(help="Of the prompts drawn, random directions and the bootstrap.")] = 1,
-    out: OutOrNothing = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -213,7 +212,15 @@ def _asked(direction: Direction, model: Model, task: str | None, prompts: Path |
     named = task or direction.about.get("task")
     if named is None:
         raise InputError("the direction was not found on a task: give --task, or --prompts with --toward and --away.")
-    unseen = direction.unseen(interp.load_task(named, model, n=DRAWN * n, seed=seed))
+    try:
+        drawn = interp.load_task(named, model, n=DRAWN * n, seed=seed)
+    except UnknownTask:
+        if task is not None:
+            raise
+        raise InputError(
+            f'the direction was found on prompts of a file ("{named}"): give that file or others with --task.'
+        ) from None
+    unseen = direction.unseen(drawn)
     return replace(unseen, prompts=unseen.prompts[:n])
 
 
@@ -247,7 +254,8 @@ def _say_test(dose: DoseResponse, tables: dict[str, pd.DataFrame]) -> None:
     table, about = dose.table(), dose.about
     for measure, rows in table.groupby("measure", sort=False):
         ours = rows[rows["kind"] == "direction"].sort_values("strength")
-        print(f"{measure} ({about['toward']} over {about['away']}), n = {ours['n'].iloc[0]}:")
+        of = "" if measure == "kl" else f" ({about['toward']} over {about['away']})"
+        print(f"{measure}{of}, n = {ours['n'].iloc[0]}:")
         for row in ours.itertuples():
             beside = rows[(rows["kind"] != "direction") & (rows["strength"] == row.strength)]
             others = ", ".join(

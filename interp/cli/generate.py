@@ -37,7 +37,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that hold this much.")] = None,
     seed: Annotated[int, typer.Option(help="Of the tokens drawn.")] = 0,
-    out: Annotated[str | None, typer.Option(help="Keep it as a run of this name; else it is only printed.")] = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -107,10 +107,11 @@ def _say(made: Generation) -> None:
         print(f"... and {len(made.prompts) - SHOWN} prompts more")
     edited = table[table.run == "edited"]
     if len(edited) > 1:
-        low, high = _interval(edited.kl.to_numpy())
-        print(
-            f"mean KL(edited || baseline) {edited.kl.mean():.3f} nats a token [{low:.3f}, {high:.3f}], n={len(edited)}"
-        )
+        unit = "prompt" if edited.prompt.nunique() > 1 else "sample"
+        each = edited.groupby(unit).kl.mean()
+        low, high = _interval(each.to_numpy())
+        what = "prompts" if unit == "prompt" else "continuations"
+        print(f"mean KL(edited || baseline) {each.mean():.3f} nats a token [{low:.3f}, {high:.3f}], {len(each)} {what}")
 
 
 def _interval(values: Any) -> tuple[float, float]:

@@ -53,7 +53,7 @@ def heads(
     ] = False,
     edit: options.Edits = None,
     seed: Annotated[int, typer.Option(help="Of the sequences, the bootstrap and the random baseline.")] = 0,
-    out: options.Out = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,

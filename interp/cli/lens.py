@@ -33,7 +33,6 @@ _READ = {
 
 Prompt = Annotated[str | None, typer.Argument(help="A text; or --task.", show_default=False)]
 TaskName = Annotated[str | None, typer.Option("--task", help="ioi, ..., or a .jsonl of prompt pairs: means over it.")]
-Keep = Annotated[str | None, typer.Option("--out", help="Keep it as a run of this name; else it is only printed.")]
 Tuned = Annotated[str | None, typer.Option(help="A run of interp lens train: read by it too.")]
 Position = Annotated[int, typer.Option(help="Where the prompt is read; -1 the last.")]
 
@@ -52,7 +51,7 @@ def show(
     n: options.N = None,
     corruption: options.Corruption = None,
     seed: options.Seed = 0,
-    out: Keep = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -67,6 +66,8 @@ def show(
     """
     settings = _settings(locals())
     path = _place(prompt, task, out, workspace, overwrite, "lens")
+    if task is not None and target is not None:
+        raise InputError("--target is of a text: a task has its own answers.")
     from interp.plots.lenses import COLOURS
 
     if colour not in COLOURS:
@@ -158,7 +159,7 @@ def attribute(
     n: options.N = None,
     corruption: options.Corruption = None,
     seed: options.Seed = 0,
-    out: Keep = None,
+    out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
     device: options.Device = None,

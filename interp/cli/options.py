@@ -18,6 +18,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where 
 Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, float16, float64.")]
 Seed = Annotated[int, typer.Option(help="Of the prompts drawn and of the bootstrap.")]
 Corruption = Annotated[str | None, typer.Option(help="Of ioi: abc (three other names) or swap (the other giver).")]
+Keep = Annotated[str | None, typer.Option("--out", help="Keep it as a run of this name; else it is only printed.")]
 Edits = Annotated[
     list[str] | None,
     typer.Option("--edit", help="L3H5=0, L2.mlp*0.5, demo/417=8, joy@3.resid_post+4; may be given again."),

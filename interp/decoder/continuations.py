@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Generation:
     """Continuations, edited ones beside those of the same seed without edits ("baseline", the only ones where there are
-    no edits)."""
+    no edits). Of `best_of` each run's likeliest, which need not be of the same seed."""
 
     prompts: tuple[str, ...]
     rows: pd.DataFrame
@@ -35,8 +35,8 @@ class Generation:
         return self.rows.copy()
 
     def table(self) -> pd.DataFrame:
-        """A row a continuation, the likeliest of a prompt first: its text, `logprob` and `baseline_logprob` (mean over
-        its tokens, nats) and `kl` (mean)."""
+        """A row a continuation, of `best_of` the likeliest of a prompt first: its text, `logprob` and
+        `baseline_logprob` (mean over its tokens, nats) and `kl` (mean)."""
         keys = ["prompt", "sample", "run"]
         numbers = self.rows.groupby(keys, sort=False)[["logprob", "baseline_logprob", "kl"]].mean()
         numbers.insert(0, "n_tokens", self.rows.groupby(keys, sort=False).size())
@@ -90,7 +90,12 @@ def likeliest(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     rank = score.groupby(level=["run", "prompt"]).rank(ascending=False, method="first").astype(int) - 1
     keys = pd.MultiIndex.from_frame(rows[["run", "prompt", "sample"]])
     rows = rows.assign(sample=rank.reindex(keys).to_numpy())
-    return rows[rows["sample"] < n].sort_values(["prompt", "sample", "run", "step"], kind="stable", ignore_index=True)
+    return rows[rows["sample"] < n]
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Prompt by prompt, the two runs of a sample beside each other."""
+    return rows.sort_values(["prompt", "sample", "run", "step"], kind="stable", ignore_index=True)
 
 
 def texts_of(model: Model, rows: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp import runs
-from interp.decoder.continuations import Generation, collected, likeliest, texts_of
+from interp.decoder.continuations import Generation, collected, in_order, likeliest, texts_of
 from interp.decoder.hooks import Edit, captured, edited
 from interp.decoder.loading import Model
 from interp.decoder.sites import axes, expand
@@ -233,9 +233,11 @@ def generate(
     cache: bool = True,
     progress: bool = False,
 ) -> Generation:
-    """`n` continuations of each prompt; with `edits`, edited and baseline ones from the same random numbers.
+    """`n` continuations of each prompt; with `edits`, edited and baseline ones: those of one number are drawn by the
+    same random numbers.
 
-    `best_of`: as many are drawn, and the `n` of the largest mean log-probability under the run that wrote them kept.
+    `best_of`: as many are drawn, and the `n` of the largest mean log-probability under the run that wrote them kept,
+    the likeliest first: those of one number are then no pair.
     Sampling as `Sampling`, edits as `stream`. InputError for what does not fit the model.
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop)
@@ -261,7 +263,8 @@ def generate(
                 )  # fmt: skip
                 pieces.append(collected(steps, batch, kind, bar))
                 bar.advance(len(batch) * max_new_tokens - len(pieces[-1]))
-    rows = likeliest(pd.concat(pieces, ignore_index=True), n)
+    rows = pd.concat(pieces, ignore_index=True)
+    rows = in_order(rows if best_of is None else likeliest(rows, n))
     rows.insert(5, "text", model.token_text(rows.token))
     spelled = [model.tokenizer.decode(t[t[0] == model.bos :]) if model.tokenizer else str(t) for t in given]
     said = {

@@ -85,10 +85,10 @@ class Model:
         """Inside the block attention is torch's fused kernel (`sdpa`): faster, without a pattern in memory; no hook
         inside attention is called, `attn_out` included. A model that was not built by transformers, or to which the
         kernel is not open (soft caps, ALiBi), stays as it is."""
-        config = getattr(getattr(self.bridge, "original_model", None), "config", None)
-        before = getattr(config, "_attn_implementation", None)
-        fuses = before == "eager" and self.plain is not None and self.plain._supports_sdpa
         with self.lock, ExitStack() as stack:
+            config = getattr(getattr(self.bridge, "original_model", None), "config", None)
+            before = getattr(config, "_attn_implementation", None)
+            fuses = before == "eager" and self.plain is not None and self.plain._supports_sdpa
             for block in self.bridge.blocks if fuses else []:
                 plain, attention = block.original_component, getattr(block, "attn", None)
                 for name, child in list(plain.named_children()):
@@ -103,9 +103,9 @@ class Model:
         self, tokens: Int[Tensor, "prompt pos"], *, logits: bool = True
     ) -> Float[Tensor, "prompt pos d_vocab"] | None:
         """A forward pass of the plain model, attention fused; with `logits` False the head is left out."""
-        config = self.plain.config
-        before = config._attn_implementation
         with self.lock:
+            config = self.plain.config
+            before = config._attn_implementation
             config._attn_implementation = "sdpa" if before == "eager" and self.plain._supports_sdpa else before
             try:
                 out = (self.plain if logits else self.plain.base_model)(tokens.to(self.device), use_cache=False)
@@ -170,14 +170,15 @@ class Model:
     ) -> Float[Tensor, "*batch logit"]:
         """Logits of what comes out of the last block: of every token, or of the few `tokens` named at each place.
         `normalized`: the last layer norm has been applied."""
-        for name in ("ln_final", "project_out")[normalized:]:
-            if name in self.bridge._modules:
-                hidden = self.bridge._modules[name](hidden)
-        unembed = self.bridge.unembed
-        if tokens is None:
-            logits = unembed(hidden)
-        else:
-            logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
+        with self.lock:  # or the hooks of another thread's pass would be called
+            for name in ("ln_final", "project_out")[normalized:]:
+                if name in self.bridge._modules:
+                    hidden = self.bridge._modules[name](hidden)
+            unembed = self.bridge.unembed
+            if tokens is None:
+                logits = unembed(hidden)
+            else:
+                logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
         cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0)
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.colours import BLUE, CLEAR, GREY, RED
+from interp.plots.labels import escaped
 
 
 def frontier(table: pd.DataFrame) -> go.Figure:
@@ -16,7 +17,7 @@ def frontier(table: pd.DataFrame) -> go.Figure:
     for (site, architecture, d_sae), group in table.sort_values("l0").groupby(["site", "architecture", "d_sae"]):
         label = f"{architecture}, {d_sae} latents, {site}"
         figure.add_scatter(
-            x=group["l0"], y=group["fvu"], mode="lines+markers", name=label, text=group["name"],
+            x=group["l0"], y=group["fvu"], mode="lines+markers", name=escaped(label), text=group["name"].map(escaped),
             customdata=group["name"], marker={"size": 9},
             hovertemplate="%{text}<br>L0 %{x:.1f}, FVU %{y:.4f}<extra></extra>",
         )  # fmt: skip

@@ -54,7 +54,7 @@ def by_site(sites: pd.DataFrame) -> go.Figure:
         rows = sites[kinds == kind]
         figure.add_scatter(
             x=rows["layer"], y=rows["accuracy"], mode="lines+markers", name=escaped(kind or rows["site"].iloc[0]),
-            line={"color": RED, "dash": dash}, text=rows["site"],
+            line={"color": RED, "dash": dash}, text=rows["site"].map(escaped),
             error_y={"type": "data", "symmetric": False, "array": rows["ci_high"] - rows["accuracy"],
                      "arrayminus": rows["accuracy"] - rows["ci_low"]},
             hovertemplate="%{text}: %{y:.1%}<extra></extra>",

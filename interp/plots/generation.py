@@ -15,7 +15,8 @@ LONGEST = 60
 
 def kl_by_token(rows: pd.DataFrame) -> go.Figure:
     """KL(edited || baseline) of each next token, after the same text: bars over the tokens of one continuation; of
-    several their mean with its 95% interval (1.96 standard errors). `rows` as of `Generation.tokens`."""
+    several their mean with its 95% interval (1.96 standard errors), over prompts where there are several, whose
+    continuations count once, with their mean. `rows` as of `Generation.tokens`."""
     edited = rows[rows["run"] == "edited"]
     shown = edited if len(edited) else rows
     figure = go.Figure()
@@ -30,7 +31,9 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
             figure.update_xaxes(tickvals=shown["step"], ticktext=[tick(text) for text in shown["text"]], tickangle=-60)
         figure.update_xaxes(title="token written by the edited run")
     else:
-        by_step = shown.groupby("step").kl.agg(["mean", "std", "count"])
+        unit = "prompt" if shown["prompt"].nunique() > 1 else "sample"
+        each = shown.groupby([unit, "step"]).kl.mean()
+        by_step = each.groupby("step").agg(["mean", "std", "count"])
         margin = 1.96 * (by_step["std"] / np.sqrt(by_step["count"])).fillna(0.0)
         low, high = (by_step["mean"] - margin).clip(lower=0), by_step["mean"] + margin
         fill = GREY.replace("rgb", "rgba").replace(")", ",.25)")
@@ -43,7 +46,8 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
             text=by_step["count"], hovertemplate="token %{x}: KL %{y:.3f}, n = %{text}<extra></extra>",
         )  # fmt: skip
         n = int(by_step["count"].iloc[0])
-        figure.update_layout(title=f"mean over {n} continuations, with its 95% interval")
+        what = "prompts" if unit == "prompt" else "continuations"
+        figure.update_layout(title=f"mean over {n} {what}, with its 95% interval")
         figure.update_xaxes(title="number of the new token")
     figure.update_yaxes(title="KL(edited || baseline), nats", rangemode="tozero")
     figure.update_layout(plot_bgcolor=CLEAR, height=340, margin={"l": 60, "r": 20, "t": 40, "b": 80}, bargap=0.1)
