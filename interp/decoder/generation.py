@@ -59,22 +59,28 @@ class Sampling:
                 raise InputError(f"{name} {getattr(self, name)} given: it is {wanted}.")
 
     def choose(
-        self, logits: Float[Tensor, "sequence d_vocab"], uniform: Float[Tensor, " sequence"]
+        self, logits: Float[Tensor, "sequence d_vocab"], noise: Float[Tensor, "sequence d_vocab"]
     ) -> Int[Tensor, " sequence"]:
-        """The next tokens; `uniform` in [0, 1) says which, by the inverse of the cumulated probabilities."""
+        """The next tokens: the largest of logits / temperature + `noise` (Gumbel) among those left, which draws from
+        their probabilities (Gumbel 1954). Runs that share the noise choose alike where their logits are alike."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        ordered, tokens = (logits.double() / self.temperature).sort(stable=True, dim=-1, descending=True)
+        scaled = logits.double() / self.temperature
+        if self.top_k is not None or self.top_p is not None:
+            scaled = scaled.masked_fill(~self._left(scaled), -torch.inf)
+        return (scaled + noise.to(scaled)).argmax(-1)
+
+    def _left(self, scaled: Float[Tensor, "sequence d_vocab"]) -> Bool[Tensor, "sequence d_vocab"]:
+        """The tokens that top-k and top-p leave."""
+        ordered, tokens = scaled.sort(stable=True, dim=-1, descending=True)
         probability = ordered.softmax(-1)
         if self.top_k is not None:
             probability[:, self.top_k :] = 0
+        kept = probability > 0
         if self.top_p is not None:
             before = probability.cumsum(-1) - probability
-            probability = probability * (before < self.top_p * probability.sum(-1, keepdim=True))
-        cumulated = probability.cumsum(-1)
-        cut = uniform.to(cumulated)[:, None] * cumulated[:, -1:]
-        last = (probability > 0).sum(-1, keepdim=True) - 1  # rounding never draws what was left out
-        return tokens.gather(-1, torch.searchsorted(cumulated, cut, right=True).minimum(last))[:, 0]
+            kept &= before < self.top_p * probability.sum(-1, keepdim=True)
+        return torch.zeros_like(kept).scatter(-1, tokens, kept)
 
 
 @dataclass(frozen=True)
@@ -201,11 +207,11 @@ def stream(
     for _ in range(sampling.max_new_tokens):
         plain = None if other is None else other.next(text).log_softmax(-1)
         logits = run.next(text, other.kept if frozen else None)
-        uniform = torch.tensor([draw.random() for draw in draws], dtype=torch.double)
-        chosen = sampling.choose(logits, uniform)
+        noise = np.stack([draw.gumbel(size=model.d_vocab) for draw in draws]) if sampling.temperature else None
+        chosen = logits.argmax(-1) if noise is None else sampling.choose(logits, torch.from_numpy(noise))
         own = logits.log_softmax(-1)
         base = own if plain is None else plain
-        kl = (own.exp() * (own - base)).nan_to_num(0.0).sum(-1)
+        kl = (own.exp() * (own - base)).nan_to_num(0.0).sum(-1).clamp(min=0)  # rounding apart, it is
         found = (probability.gather(-1, chosen[:, None])[:, 0] for probability in (own, base))
         gone = ~live
         yield Step(chosen.masked_fill(gone, -1).cpu(), *(v.masked_fill(gone, torch.nan).cpu() for v in (*found, kl)))

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, RED
 from interp.plots.effects import LOWER_IS_BETTER, describe, footnote
 from interp.plots.labels import escaped
 
@@ -106,7 +106,7 @@ def _panels(rows: pd.DataFrame, panels: Sequence[str], *, by: str) -> go.Figure:
         gridcolor="rgb(245,245,245)",
     )
     figure.update_layout(
-        showlegend=False, plot_bgcolor="white", height=max(300, 20 * len(components) + 190),
+        showlegend=False, plot_bgcolor=CLEAR, height=max(300, 20 * len(components) + 190),
         margin={"l": 60, "r": 20, "t": 90, "b": 85},
     )  # fmt: skip
     return figure

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, RED
 from interp.plots.effects import LOWER_IS_BETTER, clickable, component_grid, footnote, one_view, scale
 from interp.plots.labels import escaped
 
@@ -48,7 +48,7 @@ def comparison(table: pd.DataFrame, a: str, b: str) -> go.Figure:
     figure.update_yaxes(line | {"title": "effect in B"}, **last)
     figure.update_layout(
         title=escaped(f"{method} ablation: {metric}, n = {n}") + f"<br><sub>A {escaped(a)}; B {escaped(b)}</sub>",
-        plot_bgcolor="white", showlegend=False, margin={"l": 60, "r": 20, "t": 70, "b": 112},
+        plot_bgcolor=CLEAR, showlegend=False, margin={"l": 60, "r": 20, "t": 70, "b": 112},
         height=max(400, 28 * (len(grid.rows) if grid else 0) + 150),
     )  # fmt: skip
     return figure
@@ -121,7 +121,7 @@ def along(table: pd.DataFrame, a: str, b: str) -> go.Figure:
         figure.update_xaxes(title="t", gridcolor="rgb(240,240,240)", **where)
         figure.update_yaxes(title=escaped(metric), gridcolor="rgb(240,240,240)", **where)
     figure.update_layout(
-        plot_bgcolor="white", height=360, showlegend=False, margin={"l": 60, "r": 20, "t": 60, "b": 85},
+        plot_bgcolor=CLEAR, height=360, showlegend=False, margin={"l": 60, "r": 20, "t": 60, "b": 85},
     )  # fmt: skip
     figure.add_annotation(footnote(escaped(f"A (t = 0): {a}; B (t = 1): {b}. Band: 95% interval; dotted: the line.")))
     return figure

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.decoder.sites import short
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, RED
 from interp.plots.labels import escaped
 
 _BESIDE = {"random": "rgb(150,155,165)", "shuffled": "rgb(190,150,90)"}
@@ -38,7 +38,7 @@ def projections(examples: pd.DataFrame, threshold: float, row: Mapping[str, Any]
     interval = f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
     figure.update_layout(
         title=escaped(f"{row['site']}: {row['accuracy']:.1%} of the held-out examples on the right side {interval}"),
-        barmode="overlay", plot_bgcolor="white", height=420, margin={"l": 70, "r": 20, "t": 50, "b": 80},
+        barmode="overlay", plot_bgcolor=CLEAR, height=420, margin={"l": 70, "r": 20, "t": 50, "b": 80},
         legend={"orientation": "h", "y": -0.18, "x": 1, "xanchor": "right"},
         xaxis2_title="projection on the direction, in the stream's unit",
     )  # fmt: skip
@@ -69,7 +69,7 @@ def by_site(sites: pd.DataFrame) -> go.Figure:
         marker={"size": 16, "symbol": "circle-open", "color": "black", "line": {"width": 1.5}},
     )  # fmt: skip
     figure.add_hline(y=0.5, line={"color": "rgb(120,120,120)", "width": 1, "dash": "dot"})
-    figure.update_layout(plot_bgcolor="white", height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
+    figure.update_layout(plot_bgcolor=CLEAR, height=360, margin={"l": 60, "r": 20, "t": 30, "b": 50})
     figure.update_xaxes(title="layer", dtick=1 if sites["layer"].nunique() < 20 else None)
     figure.update_yaxes(title="balanced accuracy, held out; .5 is chance", tickformat=".0%")
     return figure
@@ -95,7 +95,7 @@ def dose_response(rows: pd.DataFrame, about: Mapping[str, Any]) -> go.Figure:
     what = _MEASURES[measure].format(toward=about["toward"], away=about["away"])
     figure.update_layout(
         title={"text": escaped(f"{about['direction']}, pushed at {sites}; {rows['n'].iloc[0]} prompts"), "y": 0.97},
-        plot_bgcolor="white", height=420, margin={"l": 70, "r": 20, "t": 90, "b": 100},
+        plot_bgcolor=CLEAR, height=420, margin={"l": 70, "r": 20, "t": 90, "b": 100},
         legend={"orientation": "h", "y": -0.22}, xaxis_title="strength of the push, in the stream's unit",
         yaxis_title=escaped(f"change of {what}"),
         xaxis2={"overlaying": "x", "side": "top", "matches": "x", "tickvals": strengths.tolist(), "title": "gaps",

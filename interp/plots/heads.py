@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, RED, WHITE
+from interp.plots.colours import BLUE, CLEAR, GREY, RED, WHITE
 from interp.plots.effects import Amount, Scale, clickable, footnote
 from interp.plots.labels import escaped, tick, visible
 
@@ -83,7 +83,7 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     figure.update_layout(
         title=title, xaxis=ticks | {"title": f"key<br><sub>{unit}</sub>", "tickangle": -60, "constrain": "domain"},
         yaxis=ticks | {"title": "query", "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
-        plot_bgcolor="white", width=side + 220, height=side + 190, margin={"l": 90, "r": 20, "t": 50, "b": 110},
+        plot_bgcolor=CLEAR, width=side + 220, height=side + 190, margin={"l": 90, "r": 20, "t": 50, "b": 110},
     )  # fmt: skip
     return figure
 
@@ -104,7 +104,7 @@ def eigenvalues(frame: pd.DataFrame, head: str, circuit: str) -> go.Figure:
     figure.update_layout(
         title=f"{escaped(head)}: eigenvalues of {circuit.upper()}, sum / sum of sizes {score:+.3f}",
         xaxis=lines | {"title": "real part"}, yaxis=lines | {"title": "imaginary part", "scaleanchor": "x"},
-        plot_bgcolor="white", width=560, height=560, margin={"l": 70, "r": 20, "t": 50, "b": 60},
+        plot_bgcolor=CLEAR, width=560, height=560, margin={"l": 70, "r": 20, "t": 50, "b": 60},
     )  # fmt: skip
     return figure
 
@@ -161,7 +161,7 @@ def score_and_effect(rows: pd.DataFrame, score: str, metric: str, spearman: floa
     figure = go.Figure(dots)
     figure.update_layout(
         title=f"{score.replace('_', ' ')} and {metric} without the head, Spearman {spearman:+.2f}",
-        xaxis_title=f"{score.replace('_', ' ')} score", yaxis_title=f"effect on {metric}, nats", plot_bgcolor="white",
+        xaxis_title=f"{score.replace('_', ' ')} score", yaxis_title=f"effect on {metric}, nats", plot_bgcolor=CLEAR,
         height=460, margin={"l": 80, "r": 20, "t": 50, "b": 85}, showlegend=False,
         annotations=[footnote(f"effect = ablated - clean; positive = the head helped; hollow: {FLOOR:g} or less")],
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.colours import BLUE, GREY, RED
+from interp.plots.colours import BLUE, CLEAR, GREY, RED
 from interp.plots.effects import Amount, Grid, Scale, clickable, component_grid, footnote
 from interp.plots.labels import escaped, visible
 
@@ -70,7 +70,7 @@ def grid(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> go.
         xaxis=axis | {"tickvals": list(range(len(positions))), "ticktext": list(first["token"].map(_word)),
                       "tickangle": -40},
         yaxis=axis | {"tickvals": list(range(len(layers))), "ticktext": names},
-        width=max(560, 58 * len(positions) + 200), height=30 * len(layers) + 220, plot_bgcolor="white",
+        width=max(560, 58 * len(positions) + 200), height=30 * len(layers) + 220, plot_bgcolor=CLEAR,
         margin={"l": 95, "r": 20, "t": 80, "b": 110},
         annotations=[*above, footnote(f"{COLOURS[colour]}. Below: the prompt; above: the target")
                      | {"yshift": -85}],
@@ -146,7 +146,7 @@ def curve(rows: pd.DataFrame, metric: str) -> go.Figure:
     names = [_label(layer) for layer in layers]
     names[-1] += "<br>(output)"
     figure.update_layout(
-        plot_bgcolor="white", height=360, margin={"l": 70, "r": 20, "t": 40, "b": 50}, showlegend=True,
+        plot_bgcolor=CLEAR, height=360, margin={"l": 70, "r": 20, "t": 40, "b": 50}, showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, hovermode="closest",
     )  # fmt: skip
     figure.update_xaxes(title="stream read after", tickvals=list(range(len(layers))), ticktext=names)
@@ -205,7 +205,7 @@ def _bars(rows: pd.DataFrame, formula: str) -> go.Figure:
     ))  # fmt: skip
     left = f"; the largest {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     figure.update_layout(
-        yaxis={"autorange": "reversed"}, plot_bgcolor="white", height=max(260, 20 * len(shown) + 160),
+        yaxis={"autorange": "reversed"}, plot_bgcolor=CLEAR, height=max(260, 20 * len(shown) + 160),
         margin={"l": 110, "r": 20, "t": 60, "b": 90}, annotations=[footnote(formula + left)],
     )  # fmt: skip
     figure.add_vline(x=0, line={"color": GREY, "width": 1})
