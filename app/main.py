@@ -21,23 +21,25 @@ h1 {font-size: 1.8rem !important; padding: 0 !important}
 
 st.set_page_config(page_title="Interpretability workbench", layout="wide")
 st.html(STYLE)
+PAGES = {
+    state.RUNS: st.Page(state.RUNS, title="Runs", default=True),
+    state.PROMPT: st.Page(state.PROMPT, title="Prompt", url_path="prompt"),
+    state.ATTENTION: st.Page(state.ATTENTION, title="Attention", url_path="attention"),
+    state.ABLATION: st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
+    state.PATCHING: st.Page(state.PATCHING, title="Patching", url_path="patching"),
+    state.CIRCUIT: st.Page(state.CIRCUIT, title="Circuit", url_path="circuit"),
+    state.FEATURES: st.Page(state.FEATURES, title="Features", url_path="features"),
+    state.FEATURE: st.Page(state.FEATURE, title="Feature", url_path="feature"),
+    state.STEER: st.Page(state.STEER, title="Steer", url_path="steer"),
+    state.TRAINING: st.Page(state.TRAINING, title="Training", url_path="training"),
+    state.LISTS: st.Page(state.LISTS, title="Lists", url_path="lists"),
+    state.JOBS: st.Page(state.JOBS, title="Jobs", url_path="jobs"),
+}
 page = st.navigation(
-    [
-        st.Page(state.RUNS, title="Runs", default=True),
-        st.Page(state.PROMPT, title="Prompt", url_path="prompt"),
-        st.Page(state.ATTENTION, title="Attention", url_path="attention"),
-        st.Page(state.ABLATION, title="Ablation", url_path="ablation"),
-        st.Page(state.PATCHING, title="Patching", url_path="patching"),
-        st.Page(state.CIRCUIT, title="Circuit", url_path="circuit"),
-        st.Page(state.FEATURES, title="Features", url_path="features"),
-        st.Page(state.FEATURE, title="Feature", url_path="feature"),
-        st.Page(state.STEER, title="Steer", url_path="steer"),
-        st.Page(state.TRAINING, title="Training", url_path="training"),
-        st.Page(state.LISTS, title="Lists", url_path="lists"),
-        st.Page(state.JOBS, title="Jobs", url_path="jobs"),
-    ],
+    list(PAGES.values()),
     position="top",
 )
+st.session_state["page"] = next(path for path, one in PAGES.items() if one == page)
 try:
     page.run()
 except Exception as error:  # whatever a file of the workspace made a page do

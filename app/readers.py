@@ -81,6 +81,28 @@ def frontier_row(folder: Path) -> pd.DataFrame:
     return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
 
 
+def looked_at(folder: Path) -> Figure | None:
+    """The figure of a run that looked: a lens on a prompt or a task, direct attribution; None of another run."""
+    from interp.plots import lenses
+
+    if (folder / "lens.parquet").exists():
+        return drawn(lambda: lenses.grid(table(folder, "lens.parquet")), folder, "lens.parquet", of="lens")
+    if (folder / "attribution.parquet").exists():
+        rows = table(folder, "attribution.parquet")
+        return drawn(
+            lambda: lenses.attribution(rows, _metric(folder), float(rows["contribution"].sum())), folder,
+            "attribution.parquet", of="attribution",
+        )  # fmt: skip
+    if (folder / "curve.parquet").exists() and "lens" in table(folder, "curve.parquet"):
+        rows = table(folder, "curve.parquet")
+        return drawn(lambda: lenses.curve(rows, rows["metric"].iloc[0]), folder, "curve.parquet", of="lens")
+    return None
+
+
+def _metric(folder: Path) -> str:
+    return str(json_file(folder, "attribution.json").get("metric") or "logit_diff")
+
+
 def json_file(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a result; empty where there is none."""
     path = state.inside(folder / name)

@@ -185,7 +185,21 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    st.page_link(page, label=escape(label), query_params=_parsed()[0].query(**changes))
+    go(page, label, _parsed()[0].query(**changes))
+
+
+def go(page: str, label: str, query: dict[str, str]) -> None:
+    """A link to a page with just these parameters. Streamlit leaves the address as it is on a link to the page that is
+    open: there it is a button that writes them."""
+    if page != st.session_state.get("page"):
+        st.page_link(page, label=escape(label), query_params=query)
+        return
+    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(query.items()))}"
+    st.button(escape(label), key=key, type="tertiary", on_click=_arrive, args=(query,))
+
+
+def _arrive(query: dict[str, str]) -> None:
+    st.query_params.from_dict(query)
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:

@@ -222,8 +222,10 @@ def mounted(at: AppTest, name: str) -> dict:
 def test_home_lists_every_result_with_a_link_to_its_page(workspace):
     at = opened()
     links = {link.proto.label.replace("\\", ""): link.proto for link in at.get("page_link")}
-    names = {"ioi-heads", "old", "ioi-patch", "ioi-circuit", "ioi-latents", "demo", "bare", "Compare →"}
-    assert set(links) == names and len(at.get("page_link")) == len(names) + 1
+    names = {"ioi-heads", "old", "ioi-patch", "ioi-circuit", "ioi-latents", "demo", "bare"}
+    assert set(links) == names and len(at.get("page_link")) == len(names)
+    here = {button.label.replace("\\", ""): button for button in at.button}
+    assert {"demo", "Compare →"} <= set(here)  # a store, two runs: shown by this page, in an address of their own
     assert (links["ioi-heads"].page, links["ioi-heads"].query_string) == ("ablation", "run=ioi-heads")
     assert (links["bare"].page, links["bare"].query_string) == ("features", "sae=bare")
     assert "(interrupted)" in texts(at)
@@ -240,6 +242,8 @@ def test_home_lists_every_result_with_a_link_to_its_page(workspace):
     at.selectbox(key="runs-status").select("any status").run()
     at.selectbox(key="runs-kind").select("circuit").run()
     assert listed() == ["ioi-circuit"]
+    here["demo"].click().run()
+    assert at.query_params["store"] in ("demo", ["demo"]) and at.title[0].value == "demo"
 
 
 def test_an_empty_workspace_gives_the_command_that_fills_it(tmp_path, monkeypatch):

@@ -246,3 +246,20 @@ def test_models_are_those_of_the_workspace_and_none_is_looked_up(workspace, monk
     at = opened("prompt", text="When Mary", model="gpt2")
     assert 'No model "gpt2" in this workspace: this is bundled' in texts(at)
     assert list(at.selectbox(key="choose-model").options) == ["bundled", "tiny"]
+
+
+def test_the_tokens_that_a_head_moves_are_those_whose_loss_changes(workspace, tiny_model):
+    import interp
+    from interp.causal.edits import parse
+
+    at = opened("prompt", text="When Mary", edit="L0H1=0", method="change", pos="2")
+    edited, plain = (
+        interp.logit_lens(tiny_model, "When Mary", edits=parse(tiny_model, spec) if spec else None).rows
+        for spec in ("L0H1=0", "")
+    )
+    change = [
+        -np.log(rows[rows.layer == 1].sort_values("position")["prob"].to_numpy()[:-1]) for rows in (edited, plain)
+    ]
+    values = mounted(at, "token_strip")[0]["strips"][0]["values"]
+    np.testing.assert_allclose(values[1:], np.abs(change[0] - change[1]), atol=1e-5)
+    assert "loss with the edits minus loss without" in texts(at) and "without the edits" in texts(at)

@@ -53,8 +53,11 @@ def test_a_patching_of_heads_is_a_map_of_heads_with_links_to_the_same_head(works
     assert grid["columns"] == [f"H{j}" for j in range(N_HEADS)] and grid["selected"] == "L2H3" and grid["centre"] == 1
     assert links_of(at)["Ablate L2H3 →"] == ("ablation", "run=ioi-heads&head=L2H3")
     assert links_of(at)["L2H3 in the circuit →"] == ("circuit", "run=ioi-circuit&head=L2H3")
-    assert links_of(at)["resid_pre by layer, position, denoise"] == ("patching", "run=ioi-patch")
     assert "This run kept no prompts." in texts(at)
+    (other,) = [button for button in at.button if button.label.startswith("resid")]
+    other.click().run()  # of the same page: the address is written
+    assert at.query_params["run"] in ("ioi-patch", ["ioi-patch"])
+    at = opened("patching", run="z", head="L2H3")
     assert links_of(opened("ablation", head="L2H3"))["Patch L2H3 →"] == ("patching", "run=z&head=L2H3")
 
 

@@ -32,7 +32,9 @@ def links(run: dict[str, Any], component: str, *, here: str) -> None:
     with st.container(horizontal=True):
         if head := re.match(r"L\d+H\d+(?![0-9])", component):
             keep = {"run": run["name"], "head": head[0], "model": None, "text": None, "method": None, "metric": None}
-            state.link(state.ATTENTION, f"Where {head[0]} looks →", **keep)
+            state.link(state.ATTENTION, f"Where {head[0]} looks →", **keep | {"edit": None})
+            moved = keep | {"edit": f"{head[0]}=0", "method": "change", "pos": None}
+            state.link(state.PROMPT, f"Which tokens {head[0]} moves →", **moved)
         for page, label, changes in found:
             clear = dict.fromkeys(("run", "head", "pos", "method", "metric", "edge", "n", "prompt"))
             state.link(page, f"{label} →", **clear | changes)

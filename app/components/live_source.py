@@ -31,7 +31,7 @@ def source(
     exports(run, table, figure)
     setup = ["import interp", f'model = interp.load_model("{loaded.name}")', f"text = {chosen.text!r}"]
     if chosen.edit:
-        setup.append("from interp.causal.edits import parse")
+        setup[:1] = ["import interp", "import sae", "from interp.causal.edits import parse"]
         setup.append(f"edits = parse(model, {chosen.edit!r}{_named(chosen.edit)})")
     else:
         setup.append("edits = None")

@@ -119,6 +119,8 @@ def _row(seen: Any, values: np.ndarray, head: str, position: int) -> None:
 def _links(focus: state.Focus, chosen: Asked, head: str, position: int) -> None:
     with st.container(horizontal=True):
         state.link(state.PROMPT, f"This text at position {position} →", pos=str(position), head=head)
+        moved = {"edit": f"{head}=0", "method": "change", "pos": str(position), "head": head}
+        state.link(state.PROMPT, f"Which tokens {head} moves →", **moved)
         state.link(state.STEER, f"Write on without {head} →", edit=f"{head}=0", model=chosen.model)
         if any(state.results("runs", kinds=("ablate",))):
             state.link(state.ABLATION, f"Ablate {head} →", head=head, pos=None, run=_run(focus, "ablate"))

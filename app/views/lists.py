@@ -33,7 +33,8 @@ def page() -> None:
         st.text("No list yet: open a component on the page of its result, and type a name into its box of lists.")
     for name in names:
         link, count = st.columns([3, 9], vertical_alignment="center")
-        link.page_link(state.LISTS, label=state.escape(name), query_params={"list": name})
+        with link:
+            state.go(state.LISTS, name, {"list": name})
         try:
             count.text(f"{len(notes.entries(root, name))} components")
         except state.UNREADABLE as error:
@@ -48,7 +49,7 @@ def page() -> None:
 
 
 def one_list(name: str, names: list[str], results: list[dict[str, Any]]) -> None:
-    st.page_link(state.LISTS, label="← all lists", query_params={})
+    state.go(state.LISTS, "← all lists", {})
     st.title(state.escape(name), anchor=False)
     try:
         if name not in names:

@@ -17,6 +17,7 @@ from interp.plots.labels import visible
 
 COLOURS = {
     "loss": "loss of the token, nats",
+    "change": "how much the edits change its loss, nats",
     "entropy": "entropy of what comes next, nats",
     "latent": "activation of one latent",
 }
@@ -46,7 +47,7 @@ def page() -> None:
     with left:
         _lens(focus, chosen, position)
     with right:
-        _next(rows, position)
+        _next(chosen, rows, position)
         _links(position)
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -63,11 +64,14 @@ def page() -> None:
 def _strip(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position: int) -> None:
     """The tokens, coloured by what is picked; a click on one moves the position."""
     output = rows[rows["layer"] == rows["layer"].max()].sort_values("position")
-    loss = np.concatenate([[0.0], -np.log(output["prob"].to_numpy()[:-1])])
-    kinds = [kind for kind in COLOURS if kind != "latent" or (focus.sae and focus.feature is not None)]
+    loss = _loss(rows)
+    there = {"latent": focus.sae and focus.feature is not None, "change": bool(chosen.edit)}
+    kinds = [kind for kind in COLOURS if there.get(kind, True)]
     with st.container(horizontal=True):
         kind = state.choose("Colour of a token", kinds, "method", focus.method, format_func=COLOURS.get, width=300)
     values = loss if kind == "loss" else output["entropy"].to_numpy()
+    if kind == "change":
+        values = loss - _loss(live.lens(chosen.model, chosen.tokens, "").rows)
     if kind == "latent":
         values = np.zeros(len(chosen.tokens))
         try:
@@ -78,13 +82,22 @@ def _strip(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position: int)
             mine = fired[fired["latent"] == focus.feature]
             values[mine["position"]] = mine["activation"]
     token_strips(
-        [Strip(chosen.pieces, [float(value) for value in values], marked=position)], key="prompt-strip",
+        [Strip(chosen.pieces, [abs(float(value)) for value in values], marked=position)], key="prompt-strip",
         label="the text, token by token", on_pick=lambda line, place: state.write_focus(pos=place),
     )  # fmt: skip
-    names = {"loss": "loss", "entropy": "entropy", "latent": f"{focus.sae}/{focus.feature}"}
-    told = f"position {position}, token {visible(chosen.pieces[position])!r}: {names[kind]} {values[position]:.3f}"
-    mean = f"; mean loss of the text {loss[1:].mean():.3f} nats" if kind == "loss" and len(loss) > 1 else ""
+    names = {"loss": "loss", "entropy": "entropy", "latent": f"{focus.sae}/{focus.feature}",
+             "change": "loss with the edits minus loss without"}  # fmt: skip
+    number = f"{values[position]:+.3f}" if kind == "change" else f"{values[position]:.3f}"
+    told = f"position {position}, token {visible(chosen.pieces[position])!r}: {names[kind]} {number}"
+    what = {"loss": "loss of the text", "change": "change over the text"}.get(kind)
+    mean = f"; mean {what} {values[1:].mean():.3f} nats" if what and len(loss) > 1 else ""
     st.text(f"{told}{mean} · click a token to look there")
+
+
+def _loss(rows: pd.DataFrame) -> np.ndarray:
+    """Of each token, given those before it; 0 of the first."""
+    output = rows[rows["layer"] == rows["layer"].max()].sort_values("position")
+    return np.concatenate([[0.0], -np.log(output["prob"].to_numpy()[:-1])])
 
 
 def _pair(chosen: Asked, focus: state.Focus) -> None:
@@ -111,8 +124,8 @@ def _lens(focus: state.Focus, chosen: Asked, position: int) -> None:
     st.text(f"{grid.scale.formula}; logit lens: final norm and unembedding applied to each layer; output on top")
 
 
-def _next(rows: pd.DataFrame, position: int) -> None:
-    """The likeliest next tokens at the position."""
+def _next(chosen: Asked, rows: pd.DataFrame, position: int) -> None:
+    """The likeliest next tokens at the position; of an edited run beside those without the edits."""
     st.subheader(f"What comes after position {position}", anchor=False)
     here = rows[(rows["position"] == position) & (rows["layer"] == rows["layer"].max())].iloc[0]
     table = pd.DataFrame({"token": [visible(token) for token in here["top"]], "probability": here["top_prob"]})
@@ -120,7 +133,13 @@ def _next(rows: pd.DataFrame, position: int) -> None:
         table, hide_index=True, height=388,
         column_config={"probability": st.column_config.ProgressColumn(format="%.3f", min_value=0, max_value=1)},
     )  # fmt: skip
-    st.text(f"{visible(here['target'])!r}: probability {here['prob']:.3g}, rank {here['rank']:,}")
+    told = f"{visible(here['target'])!r}: probability {here['prob']:.3g}, rank {here['rank']:,}"
+    if chosen.edit:
+        plain = live.lens(chosen.model, chosen.tokens, "").rows
+        was = plain[(plain["position"] == position) & (plain["layer"] == plain["layer"].max())].iloc[0]
+        told += f"; without the edits {was['prob']:.3g}, rank {was['rank']:,}, and the likeliest "
+        told += f"{visible(was['top'][0])!r} {was['top_prob'][0]:.3g}"
+    st.text(told)
 
 
 def _links(position: int) -> None:

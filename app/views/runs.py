@@ -17,6 +17,7 @@ SECTIONS = {"runs": "Runs", "saes": "Dictionaries", "stores": "Activation stores
 SHOWN = 20
 WIDTHS = [3, 5, 2, 1]
 COMPARED = ("ablate", "patch")
+OPEN = 2  # tables of a run that are shown at once
 PAGES = {state.ABLATION: "Open it on the page Ablation →", state.PATCHING: "Open it on the page Patching →",
          state.CIRCUIT: "Open it on the page Circuit →"}  # fmt: skip
 
@@ -79,7 +80,8 @@ def rows(results: list[dict[str, Any]]) -> None:
     for run in results:
         name, what, started, size = st.columns(WIDTHS, vertical_alignment="center")
         target, query = state.place(run)
-        name.page_link(target, label=state.escape(run["name"]), query_params=query)
+        with name:
+            state.go(target, run["name"], query)
         mark = "" if run.get("status") == "done" else f" ({run.get('status')})"
         what.text(f"{summary(run)}{mark}")
         started.text(when(run))
@@ -161,6 +163,8 @@ def one_result(focus: state.Focus) -> None:
         st.page_link(target, label=PAGES[target], query_params=query)
     if (run["path"] / "effects.parquet").exists():
         figures(run)
+    elif figure := readers.looked_at(run["path"]):
+        st.plotly_chart(figure, key="looked-at")
     elif run.get("status") == "running":
         st.text("It is still running: its results appear when they are written. Reload the page then.")
     other_tables(run["path"])
@@ -183,10 +187,16 @@ def figures(run: dict[str, Any]) -> None:
 
 def other_tables(folder: Path) -> None:
     """What else the run wrote: its tables, and the names of its files."""
+    shown: list[str] = ["effects.parquet"] if (folder / "effects.parquet").exists() else []
+    report = folder / "report.html"
+    if report.exists():
+        st.download_button("The report, a page of its own", lambda: state.inside(report).read_bytes(), "report.html",
+                           "text/html", on_click="ignore")  # fmt: skip
     for path in sorted(folder.glob("*.parquet")):
         if path.name == "effects.parquet":
             continue
-        with st.expander(f"Table {state.escape(path.name)}"):
+        with st.expander(f"Table {state.escape(path.name)}", expanded=len(shown) < OPEN):
+            shown.append(path.name)
             try:
                 st.dataframe(readers.table(folder, path.name).head(1000), hide_index=True)
             except state.UNREADABLE as error:

@@ -72,6 +72,8 @@ def heads(
         raise InputError(
             "--ablate is of random tokens repeated and of the model as it is: without --edit and --corpus."
         )
+    if settings["embedding"] not in ("tokens", "mlp0"):
+        raise InputError(f'embedding "{settings["embedding"]}" given: tokens, or mlp0.')
     import interp
     from interp.cli import editing
 
