@@ -6,7 +6,6 @@ centring (`processing` is "none" in every result).
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -22,11 +21,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.decoder import families
-from interp.decoder.adapters import Adapter, Live, on_base, read_adapter
+from interp.decoder import families, memory
+from interp.decoder.adapters import Adapter, Live, on_base
 from interp.decoder.experts import Mixtures
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
 from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
+from interp.decoder.twins import plain_twin
 from interp.errors import InputError, UnknownModel, nearest
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -261,8 +261,7 @@ def load_model(
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
         raise InputError(f'"{name}" has no adapter to be kept apart (merged=False): give one, adapter=DIR.')
-    if dtype not in _DTYPES:
-        raise InputError(f'unknown dtype "{dtype}". Nearest: {nearest(dtype, _DTYPES)}.')
+    wanted = dtype_of(dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -276,9 +275,15 @@ def load_model(
     if lora is not None and (config or {}).get("format") == "transformer_lens":
         raise InputError(f'"{name}" cannot be the base of {lora.path}: a Hugging Face model can.')
     if config is not None and config.get("format") == "transformer_lens":
-        return _load_transformer_lens(name, folder, config, device, _DTYPES[dtype])
+        return _load_transformer_lens(name, folder, config, device, wanted)
     local = folder if config is not None else None
-    return _load_hugging_face(name, local, device, _DTYPES[dtype], revision, lora, merged)
+    return _load_hugging_face(name, local, device, wanted, revision, lora, merged)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise InputError(f'unknown dtype "{name}". Nearest: {nearest(name, _DTYPES)}.')
+    return _DTYPES[name]
 
 
 def _bridge() -> Any:
@@ -307,12 +312,15 @@ def _load_hugging_face(
     source = str(folder) if folder else name
     if folder is None:
         check_hub(name, revision)
-    if folder and sum(f.stat().st_size for f in folder.glob("*.safetensors")) < 1e9:
+    stored = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0
+    if folder and stored < 1e9:
         disable_progress_bar()  # loads in under two seconds
     else:
         enable_progress_bar()
     try:
-        families.check_config(name, AutoConfig.from_pretrained(source, revision=revision))
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        families.check_config(name, config)
+        memory.check_room(name, config, device, dtype, stored=stored)
         hf, loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True,
             output_loading_info=True,
@@ -335,7 +343,7 @@ def _load_hugging_face(
     hf.config._name_or_path = source
     if dtype == torch.float64:
         hf.config._experts_implementation = "eager"  # torch multiplies no groups of them
-    plain = _plain_twin(hf.to(device))
+    plain = plain_twin(hf.to(device))
     kind, boot, words = type(hf).__name__, _bridge().boot_transformers, for_bridge(tokenizer)
     try:
         bridge = boot(source, hf_model=hf, tokenizer=words, device=device, dtype=dtype).eval()
@@ -348,37 +356,6 @@ def _load_hugging_face(
     if adapter is not None:
         model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)
     return model
-
-
-def _plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
-    """The model again, of the same tensors, before hooks are put into its modules: what nothing reads or changes runs
-    here.
-
-    GPT-2's formula for GELU is written in eight steps there; it is taken in one (the same formula, 1e-6 apart).
-    """
-    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
-    twin = copy.deepcopy(hf, shared)
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ == "NewGELUActivation":
-                setattr(parent, name, torch.nn.GELU(approximate="tanh"))
-    return twin
-
-
-def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
-    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for TransformerLens."""
-    from transformers import AutoModelForCausalLM
-
-    name = model.name if model.adapter is None else model.adapter["base"]
-    folder = place(name)
-    if (folder / "config.json").exists() and read_config(folder).get("format") == "transformer_lens":
-        return None
-    source = str(folder) if folder.exists() else name
-    hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
-    hf.config._experts_implementation = getattr(model.plain.config, "_experts_implementation", None)
-    if model.adapter is not None:
-        read_adapter(model.adapter["path"]).merge(hf, model.adapter["scale"])
-    return hf.to(model.device).eval()(tokens.to(model.device)).logits
 
 
 def _load_transformer_lens(name: str, folder: Path, config: dict[str, Any], device: str, dtype: torch.dtype) -> Model:
