@@ -31,6 +31,7 @@ def info(
     adapter: Annotated[Path | None, typer.Option(help="A LoRA directory to be merged into it.")] = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
     batch: Annotated[int, typer.Option(help="Prompts of the pass whose memory is estimated.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens a prompt of it.")] = 128,
     sites: Annotated[list[str] | None, typer.Option(help="What it captures: *.resid_post; may be given again.")] = None,
@@ -48,7 +49,7 @@ def info(
 
         _say_memory(config_of(name), batch, length, sites or (), dtype_of(dtype), device)
         return
-    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter)
+    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
     if model.adapter is not None:
         print(f"LoRA on {model.adapter['base']}, merged: {model.adapter['fingerprint']}")
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
@@ -94,6 +95,7 @@ def check(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
     seed: options.Seed = 0,
 ) -> None:
     """Measure whether the workbench holds on a model: logits against plain Hugging Face, every hook point edited, what
@@ -110,7 +112,7 @@ def check(
     path = None if out is None else workspace / "runs" / out
     if path is not None:
         runs.check_free(path, overwrite)
-    model = interp.load_model(name, device=device, dtype=dtype)
+    model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:

@@ -14,8 +14,9 @@ N = Annotated[int | None, typer.Option("--n", help="Number of prompts; 200 of a 
 Workspace = Annotated[Path, typer.Option(help="The folder with runs/, stores/ and saes/.")]
 Out = Annotated[str | None, typer.Option("--out", help="Name of the result; made of command and time if not given.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is finished.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ..., or auto (spread); the GPU where there is one.")]
 Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, float16, float64.")]
+Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the weights' numbers, by bitsandbytes.")]
 Seed = Annotated[int, typer.Option(help="Of the prompts drawn and of the bootstrap.")]
 Corruption = Annotated[str | None, typer.Option(help="Of ioi: abc (three other names) or swap (the other giver).")]
 Edits = Annotated[

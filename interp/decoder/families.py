@@ -91,7 +91,7 @@ def mlp_width(bridge: Any) -> int | None:
     for block in bridge.blocks:
         out = getattr(block._modules.get("mlp"), "out", None)
         weight = getattr(getattr(out, "original_component", None), "weight", None)
-        found.add(None if weight is None else weight.numel() // int(bridge.cfg.d_model))
+        found.add(None if weight is None else _inputs(out))
     return found.pop() if len(found) == 1 else None
 
 
