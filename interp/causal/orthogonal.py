@@ -27,6 +27,7 @@ from interp.causal.directions import Direction
 from interp.causal.resuming import TOLERANCE
 from interp.decoder.hooks import captured, edited
 from interp.decoder.loading import Model, load_model
+from interp.decoder.placing import needs_weights
 from interp.errors import AlreadyExists, InputError
 
 
@@ -41,6 +42,7 @@ def orthogonalise(model: Model, direction: Direction, to: str | Path) -> Model:
     direction.check(model)
     if to.exists():
         raise AlreadyExists(f"{to} exists: name a directory that does not.")
+    needs_weights(model, "a direction taken out of weights")
     if model.plain is None:
         raise InputError(f'"{model.name}" is not a Hugging Face model: its weights cannot be saved as one.')
     changed = orthogonalised(model, direction.vector)

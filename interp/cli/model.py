@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,8 @@ from interp.cli import options, weights
 from interp.decoder.sites import axes, short
 
 if TYPE_CHECKING:
+    import torch
+
     from interp.causal.conformance import Conformance
     from interp.decoder.experts import Mixture
     from interp.decoder.loading import Model
@@ -28,14 +31,25 @@ def info(
     adapter: Annotated[Path | None, typer.Option(help="A LoRA directory to be merged into it.")] = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
+    batch: Annotated[int, typer.Option(help="Prompts of the pass whose memory is estimated.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens a prompt of it.")] = 128,
+    sites: Annotated[list[str] | None, typer.Option(help="What it captures: *.resid_post; may be given again.")] = None,
+    weights: Annotated[bool, typer.Option(help="Read the weights; without, memory alone, from config.json.")] = True,
 ) -> None:
-    """Sizes, fingerprint and hook points of a model.
+    """Sizes, fingerprint and hook points of a model, and the memory that a pass takes.
 
-    Example: interp model info bundled
+    Example: interp model info bundled --batch 8 --length 128
     """
     import interp
 
-    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter)
+    if not weights:
+        from interp.decoder.loading import dtype_of
+        from interp.decoder.sources import config_of
+
+        _say_memory(config_of(name), batch, length, sites or (), dtype_of(dtype), device)
+        return
+    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
     if model.adapter is not None:
         print(f"LoRA on {model.adapter['base']}, merged: {model.adapter['fingerprint']}")
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
@@ -43,10 +57,25 @@ def info(
         print(f"{mixture.n} experts, {mixture.n_chosen} for a token, in layers {layers}")
     print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.device}")
     print(f"{model.fingerprint}, weights as trained")
+    _say_memory(model, batch, length, sites or (), model.dtype, str(model.device))
     for site in model.sites:
         print(f"  {short(site):<16} {site:<34} [{axes(site)}]")
     for site in model.mixtures.read_only:
         print(f"  {short(site):<16} {site:<34} [{axes(site)}]  read only")
+
+
+def _say_memory(
+    model: Any, batch: int, length: int, sites: Sequence[str], dtype: torch.dtype, device: str | None
+) -> None:
+    """An estimate, by kind; `model` may be a config."""
+    from interp.decoder.memory import available, estimate, readable
+
+    found = estimate(model, batch=batch, length=length, sites=sites, dtype=dtype, cache=True)
+    print(f"memory of {batch} x {length} tokens in {dtype}, estimated: {readable(found.total)}, of which")
+    print(f"  weights {readable(found.weights)}, activations {readable(found.activations)} without gradients,")
+    print(f"  keys and values {readable(found.cache)} when generating, captured {readable(found.captured)}")
+    where = device if device not in (None, "auto") else "cpu"
+    print(f"  {readable(available(where))} free on {where}")
 
 
 def _mixtures(model: Model) -> dict[str, Mixture]:
@@ -66,6 +95,7 @@ def check(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
     seed: options.Seed = 0,
 ) -> None:
     """Measure whether the workbench holds on a model: logits against plain Hugging Face, every hook point edited, what
@@ -82,7 +112,7 @@ def check(
     path = None if out is None else workspace / "runs" / out
     if path is not None:
         runs.check_free(path, overwrite)
-    model = interp.load_model(name, device=device, dtype=dtype)
+    model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:

@@ -18,8 +18,9 @@ from torch.nn import Module
 
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited, watch
-from interp.decoder.loading import Model, plain_logits
+from interp.decoder.loading import Model
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, READ_ONLY, axes, layer_site
+from interp.decoder.twins import plain_logits
 from interp.errors import InputError, NotFinite
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -91,7 +91,8 @@ def mlp_width(bridge: Any) -> int | None:
     for block in bridge.blocks:
         out = getattr(block._modules.get("mlp"), "out", None)
         weight = getattr(getattr(out, "original_component", None), "weight", None)
-        found.add(None if weight is None else weight.numel() // int(bridge.cfg.d_model))
+        packed = hasattr(getattr(out, "original_component", None), "in_features")  # 4-bit weights are two a byte
+        found.add(None if weight is None else _inputs(out) if packed else weight.numel() // int(bridge.cfg.d_model))
     return found.pop() if len(found) == 1 else None
 
 

@@ -6,15 +6,15 @@ centring (`processing` is "none" in every result).
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.decoder import families
-from interp.decoder.adapters import Adapter, Live, on_base, read_adapter
+from interp.decoder import families, memory, placing
+from interp.decoder.adapters import Adapter, Live, on_base
 from interp.decoder.experts import Mixtures
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
 from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
+from interp.decoder.twins import plain_twin
 from interp.errors import InputError, UnknownModel, nearest
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -48,9 +49,12 @@ class Model:
         fingerprint: str,
         revision: str | None = None,
         plain: torch.nn.Module | None = None,
+        unread: str = "",
     ):
         self.name, self.bridge, self.tokenizer, self.plain = name, bridge, tokenizer, plain
         self.fingerprint, self.revision, self.processing = fingerprint, revision, "none"
+        self.unread = unread
+        """Why weights cannot be read as numbers (`interp.decoder.placing`); empty where they can."""
         self.lock = threading.RLock()
         self.live: Live | None = None
         self.adapter: dict[str, Any] | None = None
@@ -141,7 +145,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        """Where tokens go in; of a model on several, that of its first layer."""
+        device = next(self.bridge.parameters()).device
+        return placing.entrance(self.plain) if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,6 +183,8 @@ class Model:
             unembed = self.bridge.unembed
             if tokens is None:
                 logits = unembed(hidden)
+            elif self.unread:
+                logits = unembed(hidden).gather(-1, tokens)
             else:
                 logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
         cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0)
@@ -251,6 +259,9 @@ def load_model(
     revision: str | None = None,
     adapter: str | Path | None = None,
     merged: bool = True,
+    quantize: str | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload: str | Path | None = None,
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
 
@@ -258,16 +269,19 @@ def load_model(
     an adapter_config.json a LoRA (peft), loaded on the base it names; any other a Hugging Face causal language model.
     `adapter`: a LoRA for the base `name`. It is merged into the weights; with `merged` False it can be turned down and
     off, `with model.adapted(False):`. UnknownModel where there is none.
+
+    `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
+    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes). `interp.decoder.placing` says what is then not offered.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
         raise InputError(f'"{name}" has no adapter to be kept apart (merged=False): give one, adapter=DIR.')
-    if dtype not in _DTYPES:
-        raise InputError(f'unknown dtype "{dtype}". Nearest: {nearest(dtype, _DTYPES)}.')
+    wanted = dtype_of(dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = placing.arguments(name, device, max_memory=max_memory, offload=offload, quantize=quantize)
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device="cpu" if device == "auto" else device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'no device "{device}" here: {str(error).splitlines()[0]} Try --device cpu.') from None
     folder = place(name)
@@ -276,10 +290,19 @@ def load_model(
         raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
     if lora is not None and (config or {}).get("format") == "transformer_lens":
         raise InputError(f'"{name}" cannot be the base of {lora.path}: a Hugging Face model can.')
+    if where and (lora is not None or (config or {}).get("format") == "transformer_lens"):
+        what = f"{lora.path}, a LoRA," if lora is not None else f'"{name}", a TransformerLens model,'
+        raise InputError(f"{what} is loaded whole, on one device: not with device auto, 8bit or 4bit.")
     if config is not None and config.get("format") == "transformer_lens":
-        return _load_transformer_lens(name, folder, config, device, _DTYPES[dtype])
+        return _load_transformer_lens(name, folder, config, device, wanted)
     local = folder if config is not None else None
-    return _load_hugging_face(name, local, device, _DTYPES[dtype], revision, lora, merged)
+    return _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise InputError(f'unknown dtype "{name}". Nearest: {nearest(name, _DTYPES)}.')
+    return _DTYPES[name]
 
 
 def _bridge() -> Any:
@@ -301,6 +324,7 @@ def _load_hugging_face(
     revision: str | None,
     adapter: Adapter | None = None,
     merged: bool = True,
+    where: Mapping[str, Any] = MappingProxyType({}),
 ) -> Model:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
@@ -308,15 +332,19 @@ def _load_hugging_face(
     source = str(folder) if folder else name
     if folder is None:
         check_hub(name, revision)
-    if folder and sum(f.stat().st_size for f in folder.glob("*.safetensors")) < 1e9:
+    stored = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 0
+    if folder and stored < 1e9:
         disable_progress_bar()  # loads in under two seconds
     else:
         enable_progress_bar()
     try:
-        families.check_config(name, AutoConfig.from_pretrained(source, revision=revision))
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        families.check_config(name, config)
+        if not where:
+            memory.check_room(name, config, device, dtype, stored=stored)
         hf, loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True,
-            output_loading_info=True,
+            output_loading_info=True, **where,
         )  # fmt: skip
         families.check_weights(name, loaded["missing_keys"])
         named = folder is None or has_tokenizer(folder)
@@ -331,55 +359,24 @@ def _load_hugging_face(
     if adapter is not None:
         live = None if merged else Live(adapter, hf, fingerprint(hf.config.to_dict(), hf.state_dict()))
         adapter.merge(hf)
-    digest = fingerprint(hf.config.to_dict(), hf.state_dict())
+    digest = fingerprint(hf.config.to_dict(), placing.State(hf))
     commit = getattr(hf.config, "_commit_hash", None)
     hf.config._name_or_path = source
     if dtype == torch.float64:
         hf.config._experts_implementation = "eager"  # torch multiplies no groups of them
-    plain = _plain_twin(hf.to(device))
+    plain = plain_twin(hf if where else hf.to(device))
     kind, boot, words = type(hf).__name__, _bridge().boot_transformers, for_bridge(tokenizer)
     try:
-        bridge = boot(source, hf_model=hf, tokenizer=words, device=device, dtype=dtype).eval()
+        bridge = boot(source, hf_model=hf, tokenizer=words, device=None if where else device, dtype=dtype).eval()
     except (ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
     families.check_bridge(name, bridge)
     families.split_heads(bridge)
-    model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain)
+    model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf))
     if adapter is not None:
         model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)
     return model
-
-
-def _plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
-    """The model again, of the same tensors, before hooks are put into its modules: what nothing reads or changes runs
-    here.
-
-    GPT-2's formula for GELU is written in eight steps there; it is taken in one (the same formula, 1e-6 apart).
-    """
-    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
-    twin = copy.deepcopy(hf, shared)
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ == "NewGELUActivation":
-                setattr(parent, name, torch.nn.GELU(approximate="tanh"))
-    return twin
-
-
-def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
-    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for TransformerLens."""
-    from transformers import AutoModelForCausalLM
-
-    name = model.name if model.adapter is None else model.adapter["base"]
-    folder = place(name)
-    if (folder / "config.json").exists() and read_config(folder).get("format") == "transformer_lens":
-        return None
-    source = str(folder) if folder.exists() else name
-    hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
-    hf.config._experts_implementation = getattr(model.plain.config, "_experts_implementation", None)
-    if model.adapter is not None:
-        read_adapter(model.adapter["path"]).merge(hf, model.adapter["scale"])
-    return hf.to(model.device).eval()(tokens.to(model.device)).logits
 
 
 def _load_transformer_lens(name: str, folder: Path, config: dict[str, Any], device: str, dtype: torch.dtype) -> Model:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.loading import Model
+from interp.decoder.placing import needs_weights
 
 
 def _plain(model: Model, layer: int) -> Module:
@@ -48,6 +49,7 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
 
 def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
     """W_Q, W_K or W_V for `which` "q", "k" or "v"."""
+    needs_weights(model, f"W_{which.upper()} of heads")
     return getattr(model.bridge.blocks[layer].attn, f"W_{which.upper()}")
 
 
@@ -65,6 +67,7 @@ def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "*batch pos head d_head"]
 ) -> Float[Tensor, "*batch pos head d_model"]:
     """What each head writes, without the layer's bias."""
+    needs_weights(model, "what single heads write")
     W_O = model.bridge.blocks[layer].attn.W_O
     return einsum(z, W_O, "... head d_head, head d_head d_model -> ... head d_model")
 

@@ -34,6 +34,25 @@ def suggest(name: str) -> str:
     return f"Nearest: {nearest(name, [*beside, 'bundled', 'gpt2', 'EleutherAI/pythia-160m'])}."
 
 
+def config_of(name: str, revision: str | None = None) -> Any:
+    """The transformers config of a model, of which nothing else is read. UnknownModel where there is none."""
+    from transformers import AutoConfig
+
+    from interp.decoder.families import check_config
+
+    folder = place(name)
+    if not (folder / "config.json").exists():
+        if folder.exists() or name.startswith((".", "/")):
+            raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
+        check_hub(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.exists() else name, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownModel(f'config of "{name}" cannot be read ({str(error).strip().splitlines()[0]}).') from None
+    check_config(name, config)
+    return config
+
+
 def check_hub(name: str, revision: str | None) -> None:
     """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s)."""
     from urllib.error import HTTPError, URLError

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from interp.decoder.placing import needs_weights
+
 if TYPE_CHECKING:
     from interp.decoder.loading import Model
 
@@ -26,6 +28,7 @@ def parameters(model: Model) -> dict[str, Parameter]:
 def replaced(model: Model, new: Mapping[str, Tensor], fingerprint: str) -> Iterator[None]:
     """Inside the block the weights named in `new` are those, rounded to the model's dtype, and results carry
     `fingerprint`. Holds the model's lock; afterwards every bit is as before."""
+    needs_weights(model, "other weights in their place")
     own = parameters(model)
     with model.lock, torch.no_grad():
         kept, before = {name: own[name].detach().clone() for name in new}, model.fingerprint

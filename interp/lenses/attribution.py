@@ -33,6 +33,7 @@ from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, edited
 from interp.decoder.loading import Model
+from interp.decoder.placing import needs_weights
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses.reading import one_prompt
@@ -198,6 +199,7 @@ def direction(
 ) -> tuple[Float[Tensor, "read d_model"], Float[Tensor, "read 2"]]:
     """d (logit difference) / d (last residual stream) with the scale of the last layer norm held, in float64; and what
     its bias and the unembedding's add to the difference. `wrong` -1: of the answer's logit alone."""
+    needs_weights(model, "direct logit attribution")
     tokens = torch.stack([answer, wrong.clamp(min=0)], 1)
     sign = torch.stack([torch.ones_like(wrong), -(wrong >= 0).long()], 1)
     scale = [name for name in model.scales if name.startswith("ln_final.")]

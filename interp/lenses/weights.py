@@ -30,6 +30,7 @@ from interp.causal.resuming import TOLERANCE
 from interp.decoder import parts
 from interp.decoder.hooks import watch
 from interp.decoder.loading import Model
+from interp.decoder.placing import needs_weights
 from interp.decoder.sites import layer_site
 from interp.errors import InputError
 
@@ -63,6 +64,7 @@ def read(model: Model, *, offset: int = 0, seed: int = 0) -> Iterator[Layer]:
     InputError where what heads write is not W_O of values that are linear in what they read, up to the norm's scale;
     where only scores are of another form, `Layer.unlike` says so.
     """
+    needs_weights(model, "a circuit of weights")
     length = max(8, offset + 1)
     if not 0 <= offset or length > model.n_ctx:
         raise InputError(f'offset {offset} given: a query of "{model.name}" stands 0 to {model.n_ctx - 1} after a key.')
