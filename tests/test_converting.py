@@ -274,3 +274,63 @@ def test_a_directory_that_exists_is_refused(tmp_path):
     assert main(ask) == 0 and main(ask) == 2 and main([*ask[:2], "nothing.bin", *ask[3:]]) == 2
     assert main([*ask[:4], str(tmp_path / "new"), "--activation", "relu"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "to"]
+
+
+@pytest.fixture
+def gguf_file(tmp_path):
+    """A random Llama as llama.cpp writes it: queries and keys with their halves interleaved."""
+    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32, intermediate_size=48,
+        vocab_size=120, max_position_embeddings=32, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+    hf = LlamaForCausalLM(config).eval()
+    path, rope = tmp_path / "tiny.gguf", float(getattr(config, "rope_theta", 10_000.0) or 10_000.0)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for name, value in (
+        ("context_length", 32), ("embedding_length", 32), ("block_count", 2), ("feed_forward_length", 48),
+        ("head_count", 4), ("head_count_kv", 2), ("layer_norm_rms_eps", config.rms_norm_eps),
+        ("rope_dimension_count", 8), ("rope_freq_base", rope), ("vocab_size", 120),
+    ):  # fmt: skip
+        getattr(writer, f"add_{name}")(value)
+    names = {
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    ends = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for key, tensor in hf.state_dict().items():
+        module = key.removesuffix(".weight")
+        _, _, inside = module.partition("model.layers.")
+        layer, _, part = inside.partition(".")
+        n_heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(part)
+        if n_heads:
+            tensor = tensor.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{ends[module] if module in ends else f'blk.{layer}.{names[part]}'}.weight",
+                          tensor.contiguous().numpy())  # fmt: skip
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, hf
+
+
+def test_a_gguf_file_has_the_logits_of_the_model_it_was_made_of(gguf_file, tmp_path, capsys):
+    from interp import load_model
+    from interp.cli import main
+
+    path, hf = gguf_file
+    assert main(["model", "convert", str(path), "--to", str(tmp_path / "made")]) == 0
+    assert "a GGUF file (llama)" in capsys.readouterr().out
+    model = load_model(str(tmp_path / "made"))
+    tokens = torch.randint(0, 119, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), hf(tokens).logits, rtol=0, atol=2e-5)  # sums in another order
+    assert main(["model", "info", str(path)]) == 2
+    assert "interp model convert" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:300])
+    assert main(["model", "convert", str(path), "--to", str(tmp_path / "cut")]) == 2
+    assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "cut").exists()

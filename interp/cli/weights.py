@@ -14,16 +14,17 @@ To = Annotated[Path, typer.Option("--to", help="The new directory; never one tha
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A llama2.c .bin, or a nanoGPT ckpt.pt.")],
+    source: Annotated[Path, typer.Argument(help="A llama2.c .bin, a nanoGPT ckpt.pt, or a .gguf.")],
     to: To,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="llama2.c's tokenizer.bin; of nanoGPT a .json of characters, or a directory.")
+        Path | None,
+        typer.Option(help="llama2.c's tokenizer.bin; a directory with a tokenizer; of nanoGPT a .json of characters."),
     ] = None,
     activation: Annotated[
         str, typer.Option(help="Of nanoGPT: gelu (exact), or gelu_new (tanh, before mid 2023).")
     ] = "gelu",
 ) -> None:
-    """A llama2.c or nanoGPT file as a Hugging Face directory, with the same logits and tokens.
+    """A llama2.c, nanoGPT or GGUF file as a Hugging Face directory, with the same logits and tokens.
 
     Example: interp model convert stories260K.bin --tokenizer tok512.bin --to stories260K
     """

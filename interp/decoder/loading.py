@@ -284,6 +284,8 @@ def load_model(
         torch.empty(0, device="cpu" if device == "auto" else device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'no device "{device}" here: {str(error).splitlines()[0]} Try --device cpu.') from None
+    if name.endswith(".gguf"):
+        raise InputError(f'"{name}" is a GGUF file: make a directory of it, interp model convert {name} --to DIR.')
     folder = place(name)
     config = read_config(folder) if (folder / "config.json").exists() else None
     if config is None and (folder.exists() or name.startswith((".", "/"))):

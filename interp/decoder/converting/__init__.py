@@ -1,6 +1,7 @@
 """convert(): small teaching models, as they come, to Hugging Face directories.
 
     llama2.c     .bin with the legacy header or version 1 (float32), and its tokenizer.bin      -> Llama
+    GGUF         llama.cpp's files, quantised or not, as transformers reads them                -> the same architecture
     nanoGPT      ckpt.pt, and a vocabulary of characters (.json) or a tokenizer's directory     -> GPT-2
 
 Logits are the source's to rounding, and so are token ids. Everything is read and checked before a file is written; what
@@ -47,22 +48,22 @@ def convert(
     there is one); of nanoGPT a .json of characters (a list, or character -> id) or the directory of a tokenizer.
     `activation`: of nanoGPT, which does not say it: "gelu" (exact, as now) or "gelu_new" (tanh, before mid 2023).
     """
-    from interp.decoder.converting import llama2c, nanogpt
+    from interp.decoder.converting import gguf, llama2c, nanogpt
 
     source, to = Path(source), Path(to)
     check_new(to)
     if not source.is_file():
-        raise MissingFile(f'no file "{source}": give a llama2.c .bin or a nanoGPT ckpt.pt.')
+        raise MissingFile(f'no file "{source}": give a llama2.c .bin, a nanoGPT ckpt.pt or a .gguf.')
     with open(source, "rb") as file:
-        head = file.read(2)
+        head = file.read(4)
     spelled = None if tokenizer is None else Path(tokenizer)
     if spelled is not None and not spelled.exists():
         raise MissingFile(f'no tokenizer "{spelled}".')
-    if head == b"PK" or head[:1] == b"\x80":  # torch.save: a zip archive, or before 1.6 a pickle
+    if head[:2] == b"PK" or head[:1] == b"\x80":  # torch.save: a zip archive, or before 1.6 a pickle
         made = nanogpt.read(source, spelled, activation)
     elif activation != "gelu":
         raise InputError(f'activation "{activation}" given: it is a setting of nanoGPT checkpoints alone.')
     else:
-        made = llama2c.read(source, spelled)
+        made = (gguf if head == gguf.MAGIC else llama2c).read(source, spelled)
     made.save(to)
     return made
