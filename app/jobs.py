@@ -294,7 +294,8 @@ def run(folder: Path) -> None:
         if asked:  # before there was a process to get it
             process.send_signal(asked[-1])
         code = process.wait()
-        ended = {"status": _state(code), "exit": code}
+        stopped = asked and code not in (0, 2)  # a module that is just imported can turn the signal into its own error
+        ended = {"status": "interrupted" if stopped else _state(code), "exit": code}
         if code == -signal.SIGKILL:
             ended["error"] = "The command was killed: often the machine has no memory left."
         for path in job.results():

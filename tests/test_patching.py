@@ -92,7 +92,7 @@ def test_noising_starts_from_clean_and_denoising_from_corrupted(tiny_model, pair
         ({"site": "z", "by": ("layer", "neuron")}, "goes with post, pre"),
         ({"site": "z", "by": ("layer", "head"), "components": "L9H1"}, 'no component "L9H1"'),
         ({"site": "z", "by": ("layer", "head"), "components": "L0.mlp"}, "is no head"),
-        ({"components": "L0H1"}, "by head, neuron or latent"),
+        ({"components": "L0H1"}, "by head, neuron, expert or latent"),
         ({"method": "nois"}, "Nearest: noise"),
     ],
 )

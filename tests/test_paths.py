@@ -224,5 +224,5 @@ def test_a_model_whose_parts_do_not_add_up_is_refused(tiny_dir, tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     pair = Task("pair", [Prompt([1, 2, 3, 4], [(3, 5)], [1, 6, 3, 4], 7)])
-    with pytest.raises(InputError, match="add up"):
+    with pytest.raises(InputError, match="has no graph of edges: a norm stands after attention"):
         patcher(load_model(str(tmp_path)), pair)

@@ -73,7 +73,7 @@ def heads(
             "--ablate is of random tokens repeated and of the model as it is: without --edit and --corpus."
         )
     if settings["embedding"] not in ("tokens", "mlp0"):
-        raise InputError(f'embedding "{settings["embedding"]}" given: tokens, or mlp0.')
+        raise InputError(f'no embedding "{settings["embedding"]}": tokens, or mlp0. Nearest: mlp0.')
     import interp
     from interp.cli import editing
 
