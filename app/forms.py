@@ -24,7 +24,7 @@ from interp.errors import InputError, MissingFile, UnknownName, nearest
 NEVER = frozenset({"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to"})
 """Options that a form does not offer: the workspace is the app's, the name has a box of its own, nothing is replaced,
 and no log goes to another machine."""
-FILES = frozenset({"model", "task", "text", "reference", "labelled"})
+FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative"})
 """Options whose value may be a file or a folder of the workspace."""
 _LONGEST = 1000
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -46,6 +46,8 @@ class Form:
     """Values offered; another can be typed."""
     names: dict[str, str] = field(default_factory=dict)
     """Options whose value is a result in a folder of the workspace."""
+    never: frozenset[str] = frozenset()
+    """Options that this form does not offer either."""
     of: str | None = None
     """The argument that names the result worked on; None where the result is a new one, named by --out."""
     check: Callable[[dict[str, Any]], list[str] | None] | None = None
@@ -142,6 +144,14 @@ FORMS = {
              {"model": "bundled", "task": "ioi", "method": "eap-ig", "n_edges": "", "n": "100", "seed": ""},
              {"model": ("bundled",), "task": _TASKS,
               "method": ("eap-ig", "eap", "eap-ig-activations", "exact", "acdc", "greedy")}, check=_find),
+        Form(("heads",), "interp.cli.heads:heads", "runs",
+             {"model": "bundled", "n": "50", "circuits": "true", "ablate": "true", "seed": ""},
+             {"model": ("bundled",)}, never=frozenset({"text", "edit"})),
+        Form(("direction", "find"), "interp.cli.direction:find", "runs",
+             {"model": "bundled", "task": "simple_agreement", "answer": " are", "site": "1.resid_post",
+              "method": "mean-difference", "n": "", "seed": ""},
+             {"model": ("bundled",), "task": ("simple_agreement", "agreement", "gendered_pronoun"),
+              "method": ("mean-difference", "pca", "probe")}, never=frozenset({"edit"})),
     )
 }  # fmt: skip
 
@@ -161,7 +171,7 @@ def fields(key: str) -> dict[str, Field]:
     for name in inspect.signature(_function(asked)).parameters:
         hint = hints[name]
         (option,) = hint.__metadata__
-        if name in NEVER or name == asked.of:
+        if name in NEVER | asked.never or name == asked.of:
             continue
         kind = hint.__origin__
         if isinstance(kind, types.UnionType):
@@ -203,8 +213,8 @@ def _made(key: str, values: dict[str, str], workspace: Path) -> tuple[list[str],
     arguments = list(asked.words)
     for name, option in known.items():
         if values.get(name, "") != "":
-            pieces = values[name].split(",") if option.many else [values[name]]
-            pieces = [_value(option, piece.strip(), workspace) for piece in pieces]
+            pieces = [piece.strip() for piece in values[name].split(",")] if option.many else [values[name]]
+            pieces = [_value(option, piece, workspace) for piece in pieces]  # " are" is not "are"
             flags[name] = [_typed(option, piece) for piece in pieces] if option.many else _typed(option, pieces[0])
             if option.type is not bool:
                 arguments += [f"{option.flag}={piece}" for piece in pieces]
@@ -268,7 +278,8 @@ def _value(option: Field, value: str, workspace: Path) -> str:
         kind, colon, rest = value.partition(":")
         if option.name in ("task", "reference") and kind == "text" and colon:
             return f"text:{rest}" if rest == "bundled" else f"text:{_file(option, rest, workspace)}"
-        wanted = option.name in ("text", "labelled") and value != "bundled" or value.endswith((".json", ".jsonl"))
+        always = ("text", "labelled", "corpus", "positive", "negative")
+        wanted = option.name in always and value != "bundled" or value.endswith((".json", ".jsonl"))
         if wanted or (workspace / value).exists():
             return _file(option, value, workspace)
     if re.search(r"(^|[,:+@=\s])[/~]|\.\.", value):

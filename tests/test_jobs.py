@@ -153,7 +153,8 @@ def test_the_command_understands_every_option_of_its_form(key, workspace):
     values = {name: "a" for name in (form.of or "out", *form.names)}
     for name, option in forms.fields(key).items():
         free = {int: "3", float: "0.5", bool: "true"}.get(option.type, form.first.get(name) or "1")
-        values.setdefault(name, "a.jsonl" if name in ("labelled", "reference", "text") else free)
+        files = ("labelled", "reference", "text", "corpus", "positive", "negative")
+        values.setdefault(name, "a.jsonl" if name in files else free)
     values |= {"prefixes": "0.5,1"} if "prefixes" in values else {}
     values |= {"model": ""} if key == "sae-train" else {}
     values |= {"packing": "packed", "split": "train", "script": ""} if key == "record" else {}
