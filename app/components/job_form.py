@@ -81,7 +81,8 @@ def box(form: forms.Form, field: forms.Field) -> str:
             accept_new_options=True, placeholder="default", help=plain(field.help),
         )  # fmt: skip
         return (chosen or "").strip()
-    return st.text_input(label, first, key=key, placeholder="default", max_chars=1000, help=plain(field.help)).strip()
+    value = st.text_input(label, first, key=key, placeholder="default", max_chars=1000, help=plain(field.help))
+    return value if value.strip() else ""  # the space of " are" is part of it
 
 
 def choice(label: str, name: str, form: forms.Form, folder: str, first: str | None, **kwargs: Any) -> str:
