@@ -74,7 +74,8 @@ def box(form: forms.Form, field: forms.Field) -> str:
     if field.type is bool:
         words = {"": "default", "true": "yes", "false": "no"}
         offered = [value for value in words if value != "false" or field.off]
-        return st.selectbox(label, offered, key=key, format_func=words.get, help=plain(field.help))
+        begin = offered.index(first) if first in offered else 0
+        return st.selectbox(label, offered, begin, key=key, format_func=words.get, help=plain(field.help))
     if offered := form.choices.get(field.name):
         chosen = st.selectbox(
             label, offered, key=key, index=offered.index(first) if first in offered else None,
