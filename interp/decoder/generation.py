@@ -59,10 +59,11 @@ class Sampling:
                 raise InputError(f"{name} {getattr(self, name)} given: it is {wanted}.")
 
     def choose(
-        self, logits: Float[Tensor, "sequence d_vocab"], noise: Float[Tensor, "sequence d_vocab"]
+        self, logits: Float[Tensor, "sequence d_vocab"], noise: Float[Tensor, "sequence d_vocab"] | None
     ) -> Int[Tensor, " sequence"]:
         """The next tokens: the largest of logits / temperature + `noise` (Gumbel) among those left, which draws from
-        their probabilities (Gumbel 1954). Runs that share the noise choose alike where their logits are alike."""
+        their probabilities (Gumbel 1954); greedy needs none. Runs that share it choose alike where their logits are
+        alike."""
         if self.temperature == 0:
             return logits.argmax(-1)
         scaled = logits.double() / self.temperature
@@ -207,8 +208,9 @@ def stream(
     for _ in range(sampling.max_new_tokens):
         plain = None if other is None else other.next(text).log_softmax(-1)
         logits = run.next(text, other.kept if frozen else None)
-        noise = np.stack([draw.gumbel(size=model.d_vocab) for draw in draws]) if sampling.temperature else None
-        chosen = logits.argmax(-1) if noise is None else sampling.choose(logits, torch.from_numpy(noise))
+        drawn = [draw.gumbel(size=model.d_vocab) for draw in draws] if sampling.temperature else None
+        noise = None if drawn is None else torch.from_numpy(np.stack(drawn))
+        chosen = sampling.choose(logits, noise)
         own = logits.log_softmax(-1)
         base = own if plain is None else plain
         kl = (own.exp() * (own - base)).nan_to_num(0.0).sum(-1).clamp(min=0)  # rounding apart, it is

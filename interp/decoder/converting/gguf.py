@@ -47,5 +47,5 @@ def _tokenizer(where: dict[str, Any], given: Path | None) -> Any:
         return AutoTokenizer.from_pretrained(given)
     try:
         return AutoTokenizer.from_pretrained(**where)
-    except Exception:  # a file without one, or of a kind transformers has no reader for: token ids only
-        return None
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, ImportError):
+        return None  # a file without one, or of a kind transformers has no reader for: token ids only
