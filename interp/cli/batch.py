@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp import runs
 from interp.cli.config import Asked, Batch, read_config, read_shard
+from interp.cli.keeping import recorded
 from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 
 if TYPE_CHECKING:
@@ -163,18 +164,6 @@ def _run(
         keep(effects, task, model, path)
         finished.clear()
     report(effects, path)
-
-
-def recorded(path: Path, kind: str, config: dict[str, Any], model: Model, seed: int, overwrite: bool):
-    return runs.recording(
-        path,
-        kind=kind,
-        config=config,
-        model=model.provenance(),
-        seed=seed,
-        device=str(model.device),
-        overwrite=overwrite,
-    )
 
 
 def keep(effects: Effects, task: Task, model: Model, path: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp import runs
 from interp.cli import options
 from interp.cli.config import read_settings
+from interp.cli.keeping import recorded
 from interp.errors import Failure, InputError, MissingFile, nearest
 
 if TYPE_CHECKING:
@@ -98,10 +99,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
 
     prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
-    with runs.recording(
-        path, kind="circuit", config=settings, model=loaded.provenance(), seed=c.seed, device=str(loaded.device),
-        overwrite=c.overwrite,
-    ):  # fmt: skip
+    with recorded(path, "circuit", settings, loaded, c.seed, c.overwrite):
         finished = Finished(path / "unfinished")
         try:
             circuit = interp.find_circuit(
@@ -165,10 +163,7 @@ def score(
     prompts = interp.load_task(task or about, loaded, n=n, seed=seed)
     settings = {"circuit": circuit, "model": name, "task": task or about, "metric": metric, "baseline": baseline,
                 "n": n, "seed": seed, "dtype": dtype}  # fmt: skip
-    with runs.recording(
-        path, kind="circuit-score", config=settings, model=loaded.provenance(), seed=seed, device=str(loaded.device),
-        overwrite=overwrite,
-    ):  # fmt: skip
+    with recorded(path, "circuit-score", settings, loaded, seed, overwrite):
         finished = Finished(path / "unfinished")
         try:
             curve = found.curve(loaded, prompts, metric=metric, baseline=baseline, seed=seed, finished=finished)

@@ -10,6 +10,7 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import recorded
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ def compare(
     if place is None:
         _say(*measure())
         return
-    with runs.recording(
-        place, kind="compare", config=config, model=one.provenance(), seed=seed, device=str(one.device),
-        overwrite=overwrite,
-    ) as run:  # fmt: skip
+    with recorded(place, "compare", config, one, seed, overwrite) as run:
         run["model_b"] = two.provenance()
         found, way = measure()
         found.save(place)

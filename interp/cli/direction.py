@@ -10,6 +10,8 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import place, recorded
+from interp.cli.keeping import settings as kept
 from interp.errors import InputError, MissingFile, UnknownTask, nearest
 
 if TYPE_CHECKING:
@@ -55,10 +57,8 @@ def find(
 
     Example: interp direction find --positive glad.txt --negative sad.txt --position all --out joy
     """
-    given = {key: value for key, value in locals().items() if key not in ("out", "workspace", "overwrite", "device")}
-    path = None if out is None else runs.place(workspace, "runs", out, "direction")
-    if path is not None:
-        runs.check_free(path, overwrite)
+    given = kept(locals())
+    path = place(out, workspace, "direction", overwrite)
     if (task is None) == (positive is None) or (positive is None) != (negative is None):
         raise InputError("two sets of prompts are needed: --positive FILE and --negative FILE, or --task NAME.")
     if answer is not None and task is None:
@@ -74,11 +74,7 @@ def find(
         name=out or "direction", edits=editing.read(edit, loaded, workspace), seed=seed,
     )  # fmt: skip
     if path is not None:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-        with runs.recording(
-            path, kind="direction", config=config, model=loaded.provenance(), seed=seed, device=str(loaded.device),
-            overwrite=overwrite,
-        ):  # fmt: skip
+        with recorded(path, "direction", given, loaded, seed, overwrite):
             found.save(path)
             if prompts is not None:
                 prompts.save(path / "prompts.jsonl", loaded)
@@ -155,10 +151,8 @@ def test(
 
     Example: interp direction test plural --task agreement --n 100 --out plural-test
     """
-    given = {key: value for key, value in locals().items() if key not in ("out", "workspace", "overwrite", "device")}
-    path = None if out is None else runs.place(workspace, "runs", out, "direction-test")
-    if path is not None:
-        runs.check_free(path, overwrite)
+    given = kept(locals())
+    path = place(out, workspace, "direction-test", overwrite)
     folder, doses = _folder(workspace, name), _numbers(strengths)
     import interp
     from interp.causal import steering
@@ -184,11 +178,7 @@ def test(
     tables = {"removal": removal, "perplexity": None if spoiled is None else spoiled.table()}
     tables = {key: value for key, value in tables.items() if value is not None}
     if path is not None:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-        with runs.recording(
-            path, kind="direction-test", config=config, model=loaded.provenance(), seed=seed,
-            device=str(loaded.device), overwrite=overwrite,
-        ):  # fmt: skip
+        with recorded(path, "direction-test", given, loaded, seed, overwrite):
             dose.save(path)
             for key, table in tables.items():
                 table.to_parquet(path / f"{key}.parquet", index=False)

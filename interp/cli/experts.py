@@ -9,6 +9,8 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import place, recorded
+from interp.cli.keeping import settings as kept
 
 if TYPE_CHECKING:
     from interp.lenses.routing import Routing
@@ -37,10 +39,8 @@ def experts(
 
     Example: interp experts --model mixtral-small --text novel.txt --out mixtral-load
     """
-    settings = {key: value for key, value in locals().items() if key not in ("out", "workspace", "overwrite", "device")}
-    path = None if out is None else runs.place(workspace, "runs", out, "experts")
-    if path is not None:
-        runs.check_free(path, overwrite)
+    settings = kept(locals())
+    path = place(out, workspace, "experts", overwrite)
     import interp
     from interp.cli import editing
     from interp.data.classes import classes as masks
@@ -56,10 +56,7 @@ def experts(
         loaded, prompts, classes=kinds, at=at, edits=editing.read(edit, loaded, workspace), seed=seed, progress=True
     )
     if path is not None:
-        with runs.recording(
-            path, kind="experts", config=settings, model=loaded.provenance(), seed=seed, device=str(loaded.device),
-            overwrite=overwrite,
-        ) as run:  # fmt: skip
+        with recorded(path, "experts", settings, loaded, seed, overwrite) as run:
             found.save(path)
             prompts.save(path / "prompts.jsonl", loaded)
             runs.write_text(path / "report.html", _report(found, path.name, run))

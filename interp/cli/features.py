@@ -12,6 +12,7 @@ from interp import runs
 from interp.cli import options
 from interp.cli.circuit import two_sets
 from interp.cli.config import read_settings
+from interp.cli.keeping import recorded
 from interp.cli.sae import find
 from interp.errors import InputError
 
@@ -89,10 +90,7 @@ def features(
     loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
     prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
-    with runs.recording(
-        path, kind="circuit-features", config=settings, model=loaded.provenance(), seed=c.seed,
-        device=str(loaded.device), overwrite=c.overwrite,
-    ):  # fmt: skip
+    with recorded(path, "circuit-features", settings, loaded, c.seed, c.overwrite):
         circuit = library.find_feature_circuit(
             loaded, prompts, dictionaries, method=c.method, n_nodes=c.n_nodes, absolute=c.absolute, metric=c.metric,
             baseline=c.baseline, steps=c.steps, force=c.force, seed=c.seed, progress=True,

@@ -10,6 +10,7 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import place, recorded
 from interp.errors import InputError, MissingFile
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ def generate(
     Example: interp generate "The captain said" --edit L1.mlp=0 --temperature 0.8 --seed 1 --out no-mlp
     """
     texts = _texts(prompt, prompts)
-    path = None if out is None else runs.place(workspace, "runs", out, "generate")
-    if path is not None:
-        runs.check_free(path, overwrite)
+    path = place(out, workspace, "generate", overwrite)
     import interp
     from interp.cli import editing
 
@@ -65,10 +64,7 @@ def generate(
         _say(interp.generate(loaded, texts, edits=edits, progress=True, **settings))
         return
     config = settings | {"model": model, "dtype": dtype, "edit": list(edit or []), "prompts": texts}
-    with runs.recording(
-        path, kind="generate", config=config, model=loaded.provenance(), seed=seed, device=str(loaded.device),
-        overwrite=overwrite,
-    ) as run:  # fmt: skip
+    with recorded(path, "generate", config, loaded, seed, overwrite) as run:
         made = interp.generate(loaded, texts, edits=edits, progress=True, **settings)
         made.save(path)
         runs.write_text(path / "report.html", _report(made, path.name, run))

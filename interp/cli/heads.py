@@ -10,6 +10,8 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import place, recorded
+from interp.cli.keeping import settings as kept
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,28 +66,24 @@ def heads(
 
     Example: interp heads --model bundled --circuits --ablate --out bundled-heads
     """
-    settings = {key: value for key, value in locals().items() if key not in ("out", "workspace", "overwrite", "device")}
-    path = None if out is None else runs.place(workspace, "runs", out, "heads")
-    if path is not None:
-        runs.check_free(path, overwrite)
+    settings = kept(locals())
+    path = place(out, workspace, "heads", overwrite)
     if ablate and (edit or corpus):
         raise InputError(
             "--ablate is of random tokens repeated and of the model as it is: without --edit and --corpus."
         )
-    if settings["embedding"] not in ("tokens", "mlp0"):
-        raise InputError(f'no embedding "{settings["embedding"]}": tokens, or mlp0. Nearest: mlp0.')
     import interp
     from interp.cli import editing
+    from interp.lenses.eigenvalues import check_embedding
+
+    check_embedding(embedding)
 
     loaded = interp.load_model(model, device=device, dtype=dtype)
     edits = editing.read(edit, loaded, workspace)
     found = _measure(loaded, settings, edits)
     _say(found)
     if path is not None:
-        with runs.recording(
-            path, kind="heads", config=settings, model=loaded.provenance(), seed=seed, device=str(loaded.device),
-            overwrite=overwrite,
-        ):  # fmt: skip
+        with recorded(path, "heads", settings, loaded, seed, overwrite):
             found.save(path)
             runs.write_text(path / "report.html", _report(found, path))
         print(f"-> {path / 'heads.parquet'}, {path / 'report.html'}")

@@ -9,6 +9,8 @@ import typer
 
 from interp import runs
 from interp.cli import options
+from interp.cli.keeping import place, recorded
+from interp.cli.keeping import settings as kept
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def show(
 
     Example: interp lens show --task ioi --n 200 --tuned bundled-lens --out ioi-lens
     """
-    settings = _settings(locals())
+    settings = kept(locals())
     path = _place(prompt, task, out, workspace, overwrite, "lens")
     if task is not None and target is not None:
         raise InputError("--target is of a text: a task has its own answers.")
@@ -81,7 +83,7 @@ def show(
         found = interp.logit_lens(loaded, prompt, target=target, top=top, edits=edits, tuned=lens)
         _say_prompt(found, position)
         if path is not None:
-            with _recording(path, "lens", settings, loaded, seed, overwrite):
+            with recorded(path, "lens", settings, loaded, seed, overwrite):
                 found.save(path)
                 _report(path, _about(found), [found.figure(colour, last=128)], found.rows.drop(columns="top_id"))
     else:
@@ -89,7 +91,7 @@ def show(
         curve = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=seed, progress=True)
         _say_curve(curve)
         if path is not None:
-            with _recording(path, "lens", settings, loaded, seed, overwrite):
+            with recorded(path, "lens", settings, loaded, seed, overwrite):
                 curve.save(path)
                 prompts.save(path / "prompts.jsonl", loaded)
                 figures = [curve.figure(metric) for metric in curve.rows["metric"].unique()]
@@ -123,7 +125,7 @@ def train(
 
     Example: interp lens train --model bundled --corpus bundled --steps 250 --out bundled-lens
     """
-    settings = _settings(locals())
+    settings = kept(locals())
     path = runs.place(workspace, "runs", out, "lens-train")
     runs.check_free(path, overwrite)
     if corpus and store:
@@ -134,7 +136,7 @@ def train(
     config = TunedConfig(steps, batch_size, lr, context, n_tokens, held_out, seed)
     source = interp.Store(_folder(store, workspace / "stores")) if store else corpus or "bundled"
     loaded = interp.load_model(model, device=device, dtype=dtype)
-    with _recording(path, "lens-train", settings, loaded, seed, overwrite):
+    with recorded(path, "lens-train", settings, loaded, seed, overwrite):
         lens = interp.train_tuned_lens(loaded, source, config, out=path, progress=True)
         said = f'A tuned lens of "{loaded.name}", trained on {lens.about["source"]}: KL(output || lens) on what was '
         _report(path, said + "held out, with 95% intervals.", [lens.curve.figure()], lens.curve.rows)
@@ -172,7 +174,7 @@ def attribute(
 
     Example: interp lens attribute "The keys to the cabinet" --answer " are" --wrong " is" --by neuron
     """
-    settings = _settings(locals())
+    settings = kept(locals())
     path = _place(prompt, task, out, workspace, overwrite, "lens-attribute")
     if task is not None and (answer or wrong):
         raise InputError("--answer and --wrong are of a text: a task has its own.")
@@ -190,17 +192,12 @@ def attribute(
     )  # fmt: skip
     _say_attribution(found, top)
     if path is not None:
-        with _recording(path, "lens-attribute", settings, loaded, seed, overwrite):
+        with recorded(path, "lens-attribute", settings, loaded, seed, overwrite):
             found.save(path)
             if prompts is not None:
                 prompts.save(path / "prompts.jsonl", loaded)
             _report(path, _about(found), [found.by_layer().figure(), found.figure()], found.top(50))
         print(f"-> {path / 'attribution.parquet'}, {path / 'report.html'}")
-
-
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """What the run's config says: the flags, but for those that say where it goes and on what it runs."""
-    return {k: v for k, v in given.items() if k not in ("out", "workspace", "overwrite", "device")}
 
 
 def _place(
@@ -209,10 +206,7 @@ def _place(
     """The run's folder, checked; None where nothing is to be written. InputError unless one thing is looked at."""
     if (prompt is None) == (task is None):
         raise InputError("give a text or --task: one prompt, or the prompts of a task.")
-    path = None if out is None else runs.place(workspace, "runs", out, kind)
-    if path is not None:
-        runs.check_free(path, overwrite)
-    return path
+    return place(out, workspace, kind, overwrite)
 
 
 def _folder(name: str, among: Path) -> Path:
@@ -224,13 +218,6 @@ def _tuned(name: str | None, workspace: Path, model: Model) -> TunedLens | None:
     from interp.lenses.tuned import TunedLens
 
     return None if name is None else TunedLens.load(_folder(name, workspace / "runs"), model)
-
-
-def _recording(path: Path, kind: str, settings: dict[str, Any], model: Model, seed: int, overwrite: bool) -> Any:
-    return runs.recording(
-        path, kind=kind, config=settings, model=model.provenance(), seed=seed, device=str(model.device),
-        overwrite=overwrite,
-    )  # fmt: skip
 
 
 def _say_prompt(found: Lens, position: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import options, weights
+from interp.cli.keeping import place, recorded
 from interp.decoder.sites import axes, short
 
 if TYPE_CHECKING:
@@ -104,23 +105,17 @@ def check(
     Example: interp model check gpt2 --dtype bfloat16
     """
     import interp
-    from interp import runs
     from interp.errors import Failure, InputError
 
     if length < 4:
         raise InputError(f"length {length} given: 4 tokens or more.")
-    path = None if out is None else workspace / "runs" / out
-    if path is not None:
-        runs.check_free(path, overwrite)
+    path = place(out, workspace, "model check", overwrite)
     model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:
         config = {"model": name, "dtype": dtype, "length": length}
-        with runs.recording(
-            path, kind="model check", config=config, model=model.provenance(), seed=seed, device=str(model.device),
-            overwrite=overwrite,
-        ):  # fmt: skip
+        with recorded(path, "model check", config, model, seed, overwrite):
             report.save(path)
         print(f"-> {path / 'checks.parquet'}")
     n, wrong = len(report.lines), len(report.wrong)

@@ -169,11 +169,18 @@ def _summed(model: Model, piece: Callable[[Tensor], Tensor]) -> Tensor:
     return sum(piece(some) for some in rows.split(max(1, ROWS_AT_ONCE // max(model.d_model, model.d_mlp or 1))))
 
 
+def check_embedding(which: str) -> None:
+    """UnknownName for what is no embedding."""
+    if which not in EMBEDDINGS:
+        raise UnknownName(f'no embedding "{which}". Nearest: {nearest(which, EMBEDDINGS)}.')
+
+
 def _embedding(model: Model, which: str) -> Callable[[Tensor], Float[Tensor, "token d_model"]]:
     """What stands in the stream for some tokens, float64, but for their positions. InputError where embeddings are not
     put in the stream as they are, up to a factor (a norm after them, another width)."""
-    if which not in EMBEDDINGS or (which == "mlp0" and not model.has_mlp):
-        raise UnknownName(f'no embedding "{which}" of "{model.name}". Nearest: {nearest(which, EMBEDDINGS)}.')
+    check_embedding(which)
+    if which == "mlp0" and not model.has_mlp:
+        raise UnknownName(f'no embedding "mlp0" of "{model.name}", which has no MLP. Nearest: tokens.')
     W_E = model.bridge.embed.W_E.detach()
     tokens = torch.randint(0, model.d_vocab, (8, 1), generator=torch.Generator().manual_seed(0)).to(model.device)
     with captured(model, "0.resid_pre") as cache:
