@@ -85,6 +85,11 @@ def cell(page, name: str):
     return page.get_by_role("gridcell", name=re.compile(f"^{re.escape(name)}: "))
 
 
+def selected(page, name: str) -> None:
+    """The cell is, or becomes, the chosen one."""
+    cell(page, name).and_(page.locator("[aria-selected=true]")).wait_for()
+
+
 def heading(page, name: str):
     return page.get_by_role("heading", name=name, exact=True)
 
@@ -92,13 +97,13 @@ def heading(page, name: str):
 def test_a_click_on_a_head_changes_the_address_and_the_details(page, address):
     page.goto(f"{address}/ablation?run=ioi-heads")
     heading(page, STRONGEST).wait_for()
-    assert cell(page, STRONGEST).get_attribute("aria-selected") == "true"
+    selected(page, STRONGEST)
     box = cell(page, "L1H4").bounding_box()
     for name, x, y in (("L1H4", 2, 2), ("L3.mlp", 15, 15), ("L0H0", box["width"] - 2, box["height"] - 2)):
         cell(page, name).click(position={"x": x, "y": y})
         heading(page, name).wait_for()
         page.wait_for_url(f"**/ablation?run=ioi-heads&head={name}")
-        assert cell(page, name).get_attribute("aria-selected") == "true"
+        selected(page, name)
     page.go_back()
     heading(page, "L3.mlp").wait_for()
 
@@ -111,18 +116,18 @@ def test_the_map_answers_to_the_keyboard(page, address):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     heading(page, "L2H2").wait_for()
-    assert "head=L2H2" in page.url
+    page.wait_for_url("**head=L2H2**")
 
 
 def test_home_leads_to_the_map_and_to_the_features(page, address):
     page.goto(address)
     page.get_by_role("link", name="ioi-heads").click()
     heading(page, STRONGEST).wait_for()
-    assert page.url == f"{address}/ablation?run=ioi-heads"
+    page.wait_for_url(f"{address}/ablation?run=ioi-heads")
     page.goto(address)
     page.get_by_role("link", name="demo").first.click()
     heading(page, "Features").wait_for()
-    assert page.url == f"{address}/features?sae=demo"
+    page.wait_for_url(f"{address}/features?sae=demo")
 
 
 def test_a_row_of_the_table_opens_its_latent_and_back_returns(page, address):
@@ -138,32 +143,41 @@ def test_a_row_of_the_table_opens_its_latent_and_back_returns(page, address):
     page.get_by_text("latents; choose a row to open its page").wait_for()
 
 
+def place_of(page, name: str) -> list[float]:
+    """Where a point stands on the screen, once the figure is drawn and lies still: a rerun draws it anew."""
+    return page.wait_for_function(
+        """name => {
+          const plot = document.querySelector('[data-testid=stPlotlyChart] .js-plotly-plot');
+          if (!plot?._fullData || !plot.querySelector('.scatterlayer .point')) return null;
+          const box = plot.getBoundingClientRect();
+          for (const trace of plot._fullData) {
+            const k = Array.from(trace.customdata || []).indexOf(name);
+            if (k < 0) continue;
+            const {xaxis, yaxis} = plot._fullLayout;
+            const at = [box.x + xaxis._offset + xaxis.d2p(trace.x[k]), box.y + yaxis._offset + yaxis.d2p(trace.y[k])];
+            const still = `${window.lastPlace}` == `${at}`;
+            window.lastPlace = at;
+            return still ? at : null;
+          }
+        }""",
+        arg=name,
+        polling=100,
+    ).json_value()
+
+
 def test_a_click_on_a_node_or_an_edge_of_a_circuit_selects_it(page, address):
     page.goto(f"{address}/circuit?run=ioi-circuit&n=20")
-    graph = page.get_by_test_id("stPlotlyChart").first
-    graph.locator(".scatterlayer .point").first.wait_for(state="attached")
     for name, shown in (("a2.h3", "a2.h3 = L2H3"), ("a2.h3->logits", "a2.h3->logits"), ("logits", "logits")):
-        at = graph.evaluate(
-            """(chart, name) => {
-              const plot = chart.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
-              for (const trace of plot._fullData) {
-                const k = Array.from(trace.customdata || []).indexOf(name);
-                if (k >= 0) { const {xaxis, yaxis} = plot._fullLayout;
-                  return [box.x + xaxis._offset + xaxis.d2p(trace.x[k]),
-                          box.y + yaxis._offset + yaxis.d2p(trace.y[k])]; }
-              }
-            }""",
-            name,
-        )
+        at = place_of(page, name)
         page.mouse.move(*at)
         page.mouse.click(*at)
         heading(page, shown).wait_for()
-    assert page.url.endswith("n=20&head=logits")
+    page.wait_for_url("**n=20&head=logits")
     page.go_back()
     heading(page, "a2.h3->logits").wait_for()
     page.get_by_role("link", name="Ablate L2H3").click()
     heading(page, "L2H3").wait_for()
-    assert page.url == f"{address}/ablation?run=ioi-heads&head=L2H3"
+    page.wait_for_url(f"{address}/ablation?run=ioi-heads&head=L2H3")
 
 
 def test_a_token_of_the_prompts_selects_its_position(page, address):
@@ -175,7 +189,8 @@ def test_a_token_of_the_prompts_selects_its_position(page, address):
     heading(page, "L1.resid_pre at end").wait_for()
     cell(page, "L2.resid_pre at S2").click()
     heading(page, "L2.resid_pre at S2").wait_for()
-    assert "pos=S2" in page.url and page.evaluate("window.alerted") is None
+    page.wait_for_url("**pos=S2**")
+    assert page.evaluate("window.alerted") is None
 
 
 def test_token_text_is_shown_and_never_run(page, address):

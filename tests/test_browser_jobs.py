@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_browser import CHROMIUM, address, cell, chromium, heading, page  # noqa: F401  (fixtures)
+from test_browser import CHROMIUM, address, chromium, heading, page, selected  # noqa: F401  (fixtures)
 
 from interp.causal.effects import Effects
 
@@ -20,6 +22,14 @@ def workspace_of(page) -> Path:  # noqa: F811
     """The workspace, by the command that the form shows."""
     shown = page.get_by_test_id("stCode").filter(has_text="--workspace=").first.inner_text()
     return Path(re.search(r"--workspace=(\S+)", shown)[1])
+
+
+def until(page, true: Callable[[], bool]) -> None:  # noqa: F811
+    """Wait, the page at work, until a file says so: what is typed is saved by a server that takes its time."""
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        page.wait_for_timeout(50)
 
 
 def test_a_job_is_started_stopped_and_continued_from_the_page(page, address):  # noqa: F811
@@ -39,27 +49,31 @@ def test_a_job_is_started_stopped_and_continued_from_the_page(page, address):  #
     page.get_by_text(re.compile("^interrupted, exit")).wait_for()
     page.get_by_role("link", name="← all jobs").click()
     page.get_by_role("link", name="0001-ablate").wait_for()
-    assert page.get_by_text("neurons · mean · n 100 → ablate-1").count() == 1
+    page.get_by_text("neurons · mean · n 100 → ablate-1").wait_for()  # one, or this refuses
 
 
 def test_a_label_is_kept_and_never_run(page, address):  # noqa: F811
     page.add_init_script("window.alert = () => { window.alerted = true }")
+    page.goto(f"{address}/jobs?form=ablate")
+    workspace = workspace_of(page)
     page.goto(f"{address}/ablation?run=ioi-heads&head=L1H2")
     box = page.get_by_label("Label", exact=True)
     box.fill(HOSTILE)
     box.press("Enter")
+    until(page, (workspace / "runs" / "ioi-heads" / "notes.json").exists)
     lists = page.get_by_role("combobox", name="Lists")
     lists.click()
     lists.press_sequentially("mine")
     page.get_by_role("option", name=re.compile("mine")).click()
     page.keyboard.press("Escape")
+    until(page, (workspace / "lists" / "mine.json").exists)
     page.goto(f"{address}/lists?list=mine")
     page.get_by_text(HOSTILE, exact=True).wait_for()
     assert page.locator("img[src=x], img[src*=elsewhere]").count() == 0 and page.evaluate("window.alerted") is None
     page.get_by_role("link", name="L1H2").click()
     heading(page, "L1H2").wait_for()
     assert page.get_by_label("Label", exact=True).input_value() == HOSTILE
-    assert cell(page, "L1H2").get_attribute("aria-selected") == "true"
+    selected(page, "L1H2")
 
 
 def test_the_exports_of_a_page_are_the_figure_of_a_notebook(page, address, tmp_path):  # noqa: F811

@@ -66,7 +66,7 @@ def test_from_a_head_to_steering_with_a_latent_and_back(page, address):
     follow(page, "Where L1H2 looks")
     heading(page, "Attention").wait_for()
     page.wait_for_url("**/attention?**head=L1H2**")
-    assert "run=heads" in page.url
+    page.wait_for_url("**run=heads**")
     thumb = page.get_by_role("gridcell", name=re.compile("^L0H3 "))
     thumb.click()
     page.wait_for_url("**head=L0H3**")
