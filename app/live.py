@@ -20,7 +20,7 @@ from interp.errors import InputError, UnknownModel, nearest
 if TYPE_CHECKING:
     from interp.decoder.generation import Sampling, Step
     from interp.decoder.hooks import Edit
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
     from interp.lenses.attribution import Attribution
     from interp.lenses.heads import Patterns
     from interp.lenses.logits import Lens

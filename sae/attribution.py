@@ -29,7 +29,7 @@ from interp.causal import sweeps
 from interp.causal.attribution import Value, check_metric, metric_value, recorded
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError
 from interp.store.reading import Store, open_finished

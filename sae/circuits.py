@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from interp.causal.verdicts import Agreement
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
     from sae.dictionary import Dictionary
     from sae.nodes import Patcher, Place
 

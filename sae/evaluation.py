@@ -25,7 +25,7 @@ from torch import Tensor
 from interp import runs
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile, WrongModel
 from interp.progress import Progress
 from sae.dictionary import Dictionary

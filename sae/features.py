@@ -38,7 +38,7 @@ from interp.store.reading import Store, open_finished
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
     from sae.dictionary import Dictionary
     from sae.firings import Firings
     from sae.rows import Rows

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 from sae.dictionary import Dictionary
 from sae.rows import joined

@@ -27,7 +27,7 @@ from interp.causal.scoring import Scorer
 from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_of, short
 from interp.errors import InputError, UnknownName, nearest
 from sae.dictionary import Dictionary

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.causal.probing import logistic, split
 from interp.decoder.hooks import captured
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile
 from sae.dictionary import Dictionary
 from sae.rows import joined

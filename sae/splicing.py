@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.decoder.hooks import Edit, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import expand
 from interp.errors import InputError, WrongModel
 from sae.dictionary import Dictionary

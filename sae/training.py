@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from interp import runs
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 from interp.progress import Progress
 from interp.store.reading import Store

@@ -21,7 +21,8 @@ from interp.causal.statistics import bootstrap
 from interp.data.metrics import METRICS
 from interp.data.tasks import load_task
 from interp.data.text import Corpus, read_text
-from interp.decoder.loading import Model, load_model
+from interp.decoder.loading import load_model
+from interp.decoder.model import Model
 
 PROMPTS = ("Once upon a time there was", "The old man looked at", '"I am very glad to see you," said')
 

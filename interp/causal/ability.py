@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.causal import sweeps
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 
 

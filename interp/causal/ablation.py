@@ -26,7 +26,7 @@ from interp.causal.interventions import (
 )
 from interp.data import metrics as scores
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import Component, Group
 from interp.decoder.sites import components as select
 from interp.errors import InputError, UnknownSite, nearest

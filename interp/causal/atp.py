@@ -24,7 +24,7 @@ from interp.causal.patching import plan
 from interp.causal.places import positions_of
 from interp.data.tasks import Task
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import LAYER_SITES, expand, layer_site
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
 from interp.progress import Progress

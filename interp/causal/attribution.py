@@ -31,7 +31,7 @@ from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
 from interp.decoder import parts
 from interp.decoder.hooks import Edit, Enough, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, NotFinite, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER

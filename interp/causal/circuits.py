@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from interp.causal.verdicts import Curve, Faithfulness
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "exact", "acdc", "greedy")
 

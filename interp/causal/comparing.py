@@ -23,9 +23,9 @@ from interp.causal.effects import Effects
 from interp.causal.statistics import bootstrap, mean_and_std
 from interp.data import metrics as scores
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
 from interp.decoder.merging import between, check_same_weights
 from interp.decoder.mixing import BETWEEN
+from interp.decoder.model import Model
 from interp.decoder.weights import parameters, replaced
 from interp.errors import InputError, MissingFile, WrongModel, nearest
 from interp.progress import Progress

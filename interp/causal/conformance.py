@@ -28,7 +28,7 @@ from interp.data.tasks import Prompt, Task
 from interp.decoder import checking
 from interp.decoder.checking import Given, Line, apart, refused, same
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import axes, layer_site
 
 

@@ -28,7 +28,7 @@ from interp.causal.interventions import Along
 from interp.causal.separating import METHODS, hold_out, judge
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import axes, expand, layer_site, short
 from interp.errors import InputError, MissingFile, UnknownName, WrongModel, nearest
 from interp.store.reading import Store

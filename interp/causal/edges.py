@@ -32,7 +32,7 @@ from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp.causal.interventions import Part, latents_of, named, of_expert
 from interp.decoder.hooks import Edit
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import components
 from interp.errors import InputError, UnknownSite, nearest
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.data.tasks import Prompt, Task
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile
 from interp.store.reading import Store
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool
 from interp.errors import UnknownName, nearest
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def component(node: str) -> str:

@@ -26,7 +26,8 @@ from interp import runs
 from interp.causal.directions import Direction
 from interp.causal.resuming import TOLERANCE
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model, load_model
+from interp.decoder.loading import load_model
+from interp.decoder.model import Model
 from interp.decoder.placing import needs_weights
 from interp.errors import AlreadyExists, InputError
 

@@ -18,7 +18,7 @@ from interp.causal.interventions import Intervention, Write
 from interp.causal.places import Place, places_of, ticks
 from interp.data import metrics as scores
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, UnknownName, nearest
 from interp.progress import Progress
 

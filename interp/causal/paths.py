@@ -28,7 +28,7 @@ from interp.data import metrics as scores
 from interp.data.tasks import Task
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 from interp.progress import Progress

@@ -17,7 +17,7 @@ from interp import runs
 from interp.causal.statistics import bootstrap
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import Edit, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, WrongModel
 from interp.progress import Progress
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.causal.interventions import Latent, Part, Whole, latents_of
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, Component, expand, layer_of, short
 from interp.decoder.sites import components as select
 from interp.errors import InputError, UnknownName, UnknownSite, nearest

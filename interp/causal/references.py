@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.causal.interventions import Part, Routed
 from interp.data.tasks import Task
 from interp.decoder.hooks import captured, watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 
 EXPERTS_WRITE = 2**25

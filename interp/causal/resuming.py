@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.decoder.checking import TOLERANCE
 from interp.decoder.hooks import Edit, called, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_of, layer_site, short
 from interp.errors import UnknownSite
 

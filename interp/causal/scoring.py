@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.data.metrics import METRICS, OF_SETS
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 
 LOGITS_AT_ONCE = 2**24
 

@@ -30,7 +30,7 @@ from interp.data.tasks import Task
 from interp.data.wording import one_token
 from interp.decoder.generation import Sampling, stream
 from interp.decoder.hooks import Edit, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 from interp.progress import Progress
 

@@ -29,7 +29,7 @@ from interp.causal.resuming import CleanPass, ShortCuts, entered_before, short_c
 from interp.causal.scoring import Scorer
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_of, layer_site
 
 DONATED = 2**27

@@ -23,7 +23,7 @@ from interp.causal.interventions import Intervention, Whole, Write
 from interp.causal.places import Row, positions_of, ticks, whole_sites
 from interp.data import metrics as scores
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import MODEL_SITES
 from interp.errors import InputError, UnknownSite, nearest
 from interp.progress import Progress

@@ -25,7 +25,7 @@ from interp.causal.edges import Patcher, single
 from interp.causal.finished import Finished
 from interp.causal.statistics import N_BOOTSTRAP
 from interp.data.tasks import Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 from interp.plots import LOWER_IS_BETTER
 

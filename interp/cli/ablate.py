@@ -16,7 +16,7 @@ from interp.cli.editing import vector
 if TYPE_CHECKING:
     from interp.causal.effects import Effects
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def ablate(

@@ -22,7 +22,7 @@ from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 if TYPE_CHECKING:
     from interp.causal.effects import Effects
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 Settings = dict[str, Any]
 

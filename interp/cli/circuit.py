@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interp.causal.circuits import Circuit
     from interp.causal.verdicts import Curve
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 app = typer.Typer(help="Circuits: find, score, show, compare.", no_args_is_help=True)
 

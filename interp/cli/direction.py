@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from interp.causal.directions import Direction
     from interp.causal.steering import DoseResponse
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 app = typer.Typer(help="Directions of the residual stream: find, test, remove.", no_args_is_help=True)
 

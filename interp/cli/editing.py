@@ -11,7 +11,7 @@ from interp.errors import InputError, MissingFile
 
 if TYPE_CHECKING:
     from interp.decoder.hooks import Edit
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def read(specs: Sequence[str] | None, model: Model, workspace: str | Path) -> dict[str, Edit]:

@@ -16,7 +16,7 @@ from interp.errors import InputError
 
 if TYPE_CHECKING:
     from interp.decoder.hooks import Edit
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
     from interp.lenses.causality import HeadsAndEffects
     from interp.lenses.composition import Composition
     from interp.lenses.eigenvalues import HeadCircuits

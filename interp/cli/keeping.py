@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from interp import runs
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 _NOT_KEPT = ("out", "workspace", "overwrite", "device")
 

@@ -14,7 +14,7 @@ from interp.cli.keeping import settings as kept
 from interp.errors import InputError
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
     from interp.lenses.attribution import Attribution
     from interp.lenses.curves import LensCurve
     from interp.lenses.logits import Lens

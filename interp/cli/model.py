@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from interp.causal.conformance import Conformance
     from interp.decoder.experts import Mixture
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 app = typer.Typer(help="Models: info, check, convert, merge.", no_args_is_help=True)
 app.command()(weights.convert)

@@ -17,7 +17,7 @@ from interp.errors import InputError
 if TYPE_CHECKING:
     from interp.causal.effects import Effects
     from interp.data.tasks import Task
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def patch(

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.data import words
 from interp.data.tasks import Prompt, Task
 from interp.data.text import read_text, windows
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, UnknownName, nearest
 
 _NOUNS = frozenset(word for pair in words.NOUNS for word in pair)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interp.data.prompts import Prompt, Task
 from interp.data.wording import one_token
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile, nearest
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp import runs
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, nearest
 
 

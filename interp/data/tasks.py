@@ -13,7 +13,7 @@ from pathlib import Path
 from interp.data.builtin import copying, facts, grammar, numbers
 from interp.data.pairs import read_pairs
 from interp.data.prompts import Prompt, Task
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, UnknownTask, nearest
 
 __all__ = ["BUILDERS", "Prompt", "Task", "load_task"]

@@ -87,7 +87,7 @@ class Stream:
 
 
 def stream(
-    model: interp.decoder.loading.Model,
+    model: interp.decoder.model.Model,
     settings: TextSettings,
     *,
     start: dict[str, Any] | None = None,
@@ -113,7 +113,7 @@ def stream(
     return Stream(documents, tokenizer, start, batch_size, worker and documents.regular and tokenizer.file is not None)
 
 
-def _check_context(model: interp.decoder.loading.Model, context: int) -> None:
+def _check_context(model: interp.decoder.model.Model, context: int) -> None:
     if not 2 <= context <= model.n_ctx:
         raise InputError(f'context {context} given: "{model.name}" reads 2 to {model.n_ctx} tokens.')
 
@@ -176,7 +176,7 @@ def _received(pipe: BinaryIO) -> Windows | dict[str, Any]:
     return Windows(*arrays, dict(map(tuple, head["reports"])))
 
 
-def _tokenizer(model: interp.decoder.loading.Model) -> Tokenizer:
+def _tokenizer(model: interp.decoder.model.Model) -> Tokenizer:
     """The model's, by the `tokenizers` library alone where that gives the same ids."""
     probe = f" It's 12,345 naïve—\n\n\ttests  {model.token_text([model.bos or 0])[0]} end\n"
     ids = model.to_tokens(probe, prepend_bos=False)
@@ -244,7 +244,7 @@ def read_text(text: str | Path | Sequence[str | Path]) -> Corpus:
 
 
 def windows(
-    model: interp.decoder.loading.Model, corpus: Corpus, *, context: int = 128, n_tokens: int | None = None
+    model: interp.decoder.model.Model, corpus: Corpus, *, context: int = 128, n_tokens: int | None = None
 ) -> torch.Tensor:
     """The corpus packed into windows of `context` tokens, BOS first in each: int64 [window, pos].
 

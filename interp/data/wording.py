@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 
 

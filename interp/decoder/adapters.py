@@ -30,7 +30,7 @@ from interp.decoder.weights import replaced
 from interp.errors import InputError, MissingFile, WrongModel
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -18,7 +18,7 @@ from torch.nn import Module
 
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited, watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import LAYER_SITES, MODEL_SITES, READ_ONLY, axes, layer_site
 from interp.decoder.twins import plain_logits
 from interp.errors import InputError, NotFinite

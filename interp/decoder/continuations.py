@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp import runs
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.progress import Progress
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from torch import Tensor
 from interp import runs
 from interp.decoder.continuations import Generation, collected, in_order, likeliest, texts_of
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError
 from interp.progress import Progress

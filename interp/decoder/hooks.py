@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import READ_ONLY, expand, full, short
 from interp.errors import InputError
 

@@ -31,7 +31,7 @@ from interp.decoder.sites import LAYER_SITES, MODEL_SITES, axes, expand, layer_s
 from interp.errors import InputError
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from interp import runs
 from interp.decoder.directories import check_new, new_directory
-from interp.decoder.loading import Model, load_model
+from interp.decoder.loading import load_model
 from interp.decoder.mixing import BETWEEN, task_vectors
+from interp.decoder.model import Model
 from interp.decoder.sources import settings
 from interp.decoder.weights import parameters, replaced
 from interp.errors import InputError, WrongModel, nearest

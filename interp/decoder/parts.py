@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.placing import needs_weights
 
 

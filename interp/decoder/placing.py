@@ -21,7 +21,7 @@ from torch.nn import Module
 from interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 QUANTIZED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True}}
 

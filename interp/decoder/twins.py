@@ -13,7 +13,7 @@ from interp.decoder.adapters import read_adapter
 from interp.decoder.sources import place, read_config
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def plain_twin(hf: torch.nn.Module) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from torch.nn import Module, Parameter
 from interp.decoder.placing import needs_weights
 
 if TYPE_CHECKING:
-    from interp.decoder.loading import Model
+    from interp.decoder.model import Model
 
 
 def parameters(model: Model) -> dict[str, Parameter]:

@@ -32,7 +32,7 @@ from interp.causal.statistics import bootstrap, mean_and_std
 from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.placing import needs_weights
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, MissingFile, UnknownName, nearest

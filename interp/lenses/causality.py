@@ -11,7 +11,7 @@ import pandas as pd
 
 from interp.causal.ablation import ablate
 from interp.causal.effects import Effects
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError
 from interp.lenses.heads import LENGTH, MARGIN, N_SEQUENCES, SCORES, HeadScores, check_score, head_scores, repeats
 

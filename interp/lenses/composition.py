@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp import runs
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import Component
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses import weights

@@ -23,7 +23,7 @@ from interp.causal.statistics import bootstrap
 from interp.data.metrics import prob_diff
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import short
 from interp.errors import MissingFile
 from interp.lenses.reading import (

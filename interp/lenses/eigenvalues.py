@@ -32,7 +32,7 @@ from torch import Tensor
 from interp import runs
 from interp.decoder import parts
 from interp.decoder.hooks import captured
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import Component
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses import weights

@@ -38,7 +38,7 @@ from interp.data.builtin.copying import induction
 from interp.data.prompts import Task
 from interp.decoder import parts
 from interp.decoder.hooks import Edit, edited, watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import Component, components, layer_site
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 

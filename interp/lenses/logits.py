@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp import runs
 from interp.decoder.hooks import Edit
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile
 from interp.lenses.reading import entropy_of, kl_divergence, label, look, rank_of, readings, token_id, token_ids
 from interp.lenses.tuned import TunedLens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.data.prompts import Prompt, Task
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import layer_site
 from interp.errors import InputError
 

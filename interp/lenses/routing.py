@@ -29,7 +29,7 @@ from interp.causal.statistics import bootstrap_ratio
 from interp.data.classes import text_task
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import Component, layer_site
 from interp.errors import InputError, MissingFile
 from interp.progress import Progress

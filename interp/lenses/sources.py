@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.data.prompts import Prompt, Task
 from interp.data.text import read_text, windows
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import short
 from interp.errors import InputError, WrongModel
 from interp.lenses.curves import Asked, asked

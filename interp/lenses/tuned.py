@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp import runs
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.errors import InputError, MissingFile, WrongModel
 from interp.lenses.curves import LensCurve, measure, table_of
 from interp.lenses.reading import Seen, at_least_float, kl_divergence

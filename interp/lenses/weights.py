@@ -29,7 +29,7 @@ from torch.nn import Module
 from interp.causal.resuming import TOLERANCE
 from interp.decoder import parts
 from interp.decoder.hooks import watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.placing import needs_weights
 from interp.decoder.sites import layer_site
 from interp.errors import InputError

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.decoder import parts
 from interp.decoder.hooks import edited
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import MODEL_SITES, layer_site, short
 from interp.errors import InputError
 

@@ -19,7 +19,7 @@ from interp.data.documents import TextSettings
 from interp.data.packing import Windows
 from interp.data.text import Stream, stream
 from interp.decoder.hooks import watch
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 from interp.decoder.sites import axes, expand
 from interp.errors import InputError, NotFinite, nearest
 from interp.progress import Progress

@@ -7,7 +7,7 @@ import random
 from interp.data import words
 from interp.data.prompts import Prompt, Task
 from interp.data.wording import Words, one_token
-from interp.decoder.loading import Model
+from interp.decoder.model import Model
 
 AGREEMENT_FRAMES = [
     "The{N}{P} the{M}",
