@@ -1,9 +1,9 @@
 """The command: exit statuses, one-line errors, files of the contract."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -30,12 +30,15 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
         "import sys; from interp.cli import main; main(['--help']); "
         "assert not {'torch', 'streamlit', 'transformers', 'pandas'} & set(sys.modules)"
     )
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
+
+    def processor_seconds() -> float:
+        """Of the process itself: what else runs on the machine is no part of it."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(processor_seconds() < 0.5 for _ in range(5))
 
 
 @pytest.mark.parametrize(
