@@ -14,6 +14,7 @@ FIRST = ("test_notebooks.py", "test_demo.py", "test_store_crashes.py", "test_bun
 """The files that take longest begin first: the last to begin is what the other workers wait for."""
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as `one_thread` says of this one
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: set later, it does nothing
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,6 +90,14 @@ def tiny_model(tiny_dir):
     from interp.decoder.loading import load_model
 
     return load_model(str(tiny_dir))
+
+
+@pytest.fixture(scope="session")
+def tiny_double(tiny_dir):
+    """The tiny model in float64: two ways to a number then differ by far less than a tolerance for float32."""
+    from interp.decoder.loading import load_model
+
+    return load_model(str(tiny_dir), dtype="float64")
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,9 @@ import sys
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture
@@ -110,7 +105,6 @@ def test_a_finished_run_is_kept_unless_overwrite_is_said(tiny_dir, prompts, tmp_
 def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     arguments, message, tiny_dir, prompts, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     filled = [{"MODEL": str(tiny_dir), "PAIRS": str(prompts)}.get(a, a) for a in arguments]
     assert main(filled) == 2
