@@ -54,8 +54,8 @@ def config_of(name: str, revision: str | None = None) -> Any:
 
 
 def check_hub(name: str, revision: str | None) -> None:
-    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s), or not
-    to be asked: HF_HUB_OFFLINE is set."""
+    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s), or
+    HF_HUB_OFFLINE says that it is not to be asked."""
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
 
