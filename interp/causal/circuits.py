@@ -265,8 +265,9 @@ def find_circuit(
         estimate = "eap-ig" if method == "greedy" else method
         settings |= {"steps": steps} if method != "eap" else {}
         scores = edge_scores(
-            model, task, method=estimate, metric=metric, baseline=baseline, steps=steps, progress=progress
-        )
+            model, task, method=estimate, metric=metric, baseline=baseline, steps=steps, progress=progress,
+            finished=finished,
+        )  # fmt: skip
     said = about(model, task, seed, **settings, threshold=threshold)
     circuit = Circuit(graph, scores, graph.allowed, said)
     if kept is not None and n_edges is None:
