@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from ports import free_port
 from streamlit.testing.v1 import AppTest
 
 MAIN = Path(__file__).parent.parent / "app" / "main.py"
@@ -185,12 +186,6 @@ def write_workspace(workspace: Path) -> Path:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", ["main.py", "--workspace", str(tmp_path)])
     return write_workspace(tmp_path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def opened(page: str | None = None, **query: str) -> AppTest:

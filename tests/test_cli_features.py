@@ -6,14 +6,9 @@ import json
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 FIRST = "blocks.0.hook_resid_post"
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture
