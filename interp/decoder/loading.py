@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from interp.decoder import families, memory, placing
+from interp.decoder import families, memory, placing, quantised
 from interp.decoder.adapters import Adapter, Live, on_base
 from interp.decoder.model import Model
 from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
@@ -73,7 +73,7 @@ def load_model(
         )
     if (device == "auto" or quantize) and (config or {}).get("format") == "transformer_lens":
         raise InputError(f'"{name}", a TransformerLens model, is loaded whole: not with device auto, 8bit or 4bit.')
-    where = placing.arguments(name, device, wanted, max_memory=max_memory, offload=offload, quantize=quantize)
+    where = placing.arguments(name, device, max_memory=max_memory, offload=offload, quantize=quantize)
     if config is not None and config.get("format") == "transformer_lens":
         return _load_transformer_lens(name, folder, config, device, wanted)
     local, model = folder if config is not None else None, None
@@ -139,7 +139,7 @@ def _load_hugging_face(
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
     if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
         raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
-    hf.eval()
+    quantised.multiply_exactly(hf.eval())
     live = None
     if adapter is not None:
         live = None if merged else Live(adapter, hf, fingerprint(hf.config.to_dict(), hf.state_dict()))
@@ -160,7 +160,7 @@ def _load_hugging_face(
     families.split_heads(bridge)
     model = Model(
         name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf),
-        quantisation=placing.quantisation(hf),
+        quantisation=quantised.described(hf),
     )  # fmt: skip
     if adapter is not None:
         model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)

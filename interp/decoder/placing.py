@@ -1,8 +1,8 @@
 """Where a model's weights are: on one device, spread over several and a disk (accelerate), or as 8- or 4-bit numbers.
 
-What reads activations holds on all of them: hooks, edits, sweeps, generation. What reads weights themselves (circuits
-of weights, heads' outputs one by one, orthogonalised and interpolated models) holds where the numbers are there to be
-read, and is refused by `needs_weights` elsewhere. A pass with gradients keeps every weight that it fetched, so
+What reads activations holds on all of them: hooks, edits, sweeps, generation. What reads a layer's weights (heads'
+outputs one by one, EAP, direct attribution) asks for them with `as_numbers`. What reads or changes all of them (circuits
+of weights, orthogonalised and interpolated models) is refused by `needs_weights` where they are not there. A pass with gradients keeps every weight that it fetched, so
 `needs_gradients` asks first whether they fit. Spread over several GPUs nothing was measured: `interp model check`
 measures it. A model partly on a GPU and partly off it cannot be opened by TransformerLens, and is refused.
 """
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from interp.decoder import quantised
 from interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -29,19 +31,12 @@ if TYPE_CHECKING:
 
 Budget = Mapping[int | str, int | str]
 
-QUANTIZED = {
-    "8bit": {"load_in_8bit": True},
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-}
-"""LLM.int8() (Dettmers et al. 2208.07339); NF4 in blocks of 64 (Dettmers et al. 2305.14314, section 3)."""
-
 _SIZE = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?B)", re.IGNORECASE)
 
 
 def arguments(
     name: str,
     device: str,
-    dtype: torch.dtype,
     *,
     max_memory: Budget | None = None,
     offload: str | Path | None = None,
@@ -57,15 +52,14 @@ def arguments(
             raise InputError("device auto takes accelerate, which is not installed: pip install accelerate.")
         found = {"device_map": "auto"} | ({} if max_memory is None else {"max_memory": _budget(max_memory)})
     if quantize is not None:
-        if quantize not in QUANTIZED:
-            raise InputError(f'unknown quantisation "{quantize}". Nearest: {nearest(quantize, QUANTIZED)}.')
+        if quantize not in quantised.SETTINGS:
+            raise InputError(f'unknown quantisation "{quantize}". Nearest: {nearest(quantize, quantised.SETTINGS)}.')
         if importlib.util.find_spec("bitsandbytes") is None:
             raise InputError(f'"{name}" in {quantize} takes bitsandbytes, which is not installed: pip install bitsandbytes.')
         from transformers import BitsAndBytesConfig
 
-        own = {"bnb_4bit_compute_dtype": dtype} if quantize == "4bit" else {}
         found = {"device_map": {"": device}} | found
-        found["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantize], **own)
+        found["quantization_config"] = BitsAndBytesConfig(**quantised.SETTINGS[quantize])
     if device == "auto":
         found["offload_folder"] = _folder(offload)
     return found
@@ -99,19 +93,13 @@ def keep_folder(hf: Module | None, where: Mapping[str, Any]) -> None:
             weakref.finalize(hf, shutil.rmtree, folder, ignore_errors=True)
 
 
-def quantisation(hf: Module) -> str | None:
-    """What results say of quantised weights, a directory's own too: "8bit", "4bit nf4", "gptq"; None of others."""
-    config = getattr(hf.config, "quantization_config", None)
-    if config is None or not getattr(hf, "is_quantized", False):
-        return None
-    said = config if isinstance(config, dict) else config.to_dict()
-    if said.get("load_in_4bit"):
-        return f"4bit {said.get('bnb_4bit_quant_type', '')}".strip()
-    return (
-        "8bit"
-        if said.get("load_in_8bit")
-        else str(getattr(said.get("quant_method"), "value", said.get("quant_method")))
-    )
+def again(hf: Module) -> dict[str, Any]:
+    """What transformers is told to load a model as `hf` was; nothing for one device."""
+    placed, config = getattr(hf, "hf_device_map", None), getattr(hf.config, "quantization_config", None)
+    if not placed:
+        return {}
+    own = {} if config is None else {"quantization_config": config}
+    return {"device_map": placed, "offload_folder": _folder(None)} | own
 
 
 def device_map(hf: Module) -> dict[str, str]:
@@ -153,6 +141,24 @@ def needs_gradients(model: Model, what: str) -> None:
                 f'{what} takes gradients, which hold all weights of "{model.name}" at once: {readable(needed)} are on '
                 f"disk, {readable(free)} free. A larger machine, a smaller --dtype, or a question without gradients."
             )
+
+
+@contextmanager
+def as_numbers(module: Module) -> Iterator[None]:
+    """Inside the block the weights within `module` can be read: from disk they are fetched, of codes the numbers made.
+    InputError for codes that are not bitsandbytes'."""
+    with ExitStack() as stack:
+        for layer in module.modules():
+            if any(value.is_meta for value in layer.parameters(recurse=False)):
+                from accelerate.utils import align_module_device
+
+                stack.enter_context(align_module_device(layer))
+            if quantised.is_quantised(layer):
+                kept = layer.weight
+                value = quantised.numbers(layer, torch.get_default_dtype())
+                layer._parameters["weight"] = torch.nn.Parameter(value, requires_grad=False)
+                stack.callback(layer._parameters.__setitem__, "weight", kept)
+        yield
 
 
 class State(Mapping):
