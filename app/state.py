@@ -131,6 +131,11 @@ def read_focus() -> Focus:
     return focus
 
 
+def asked_for() -> Focus:
+    """The Focus of the URL, without a word on what is left out."""
+    return _parsed()[0]
+
+
 def _parsed() -> tuple[Focus, list[str]]:
     """The Focus of the URL, and the names of the fields that are not as they should be."""
     given = st.query_params.to_dict()
@@ -185,7 +190,7 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    go(page, label, _parsed()[0].query(**changes))
+    go(page, label, asked_for().query(**changes))
 
 
 def go(page: str, label: str, query: dict[str, str]) -> None:
