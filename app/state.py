@@ -30,8 +30,8 @@ MEANS = {
     "normalized": "where the patched run stands: 0 = as corrupted, 1 = as clean",
     "ci_low": "lower end of the 95% bootstrap interval of the mean over prompts",
     "ci_high": "upper end of the 95% bootstrap interval of the mean over prompts",
-    "q": "p of a paired t-test over prompts, adjusted for all rows of the method and metric (Benjamini-Hochberg): below "
-    ".05, of the rows so marked one in twenty is expected to be chance",
+    "q": "p of a paired t-test over prompts, adjusted for all rows of the method and metric (Benjamini-Hochberg): of "
+    "the rows with q below .05 one in twenty is expected to be chance",
     "baseline": "the metric before the intervention, mean over prompts",
     "value": "the metric after the intervention, mean over prompts",
     "effect_std": "standard deviation of the effect over prompts",
