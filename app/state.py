@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -131,6 +131,11 @@ def read_focus() -> Focus:
     return focus
 
 
+def asked_for() -> Focus:
+    """The Focus of the URL, without a word on what is left out."""
+    return _parsed()[0]
+
+
 def _parsed() -> tuple[Focus, list[str]]:
     """The Focus of the URL, and the names of the fields that are not as they should be."""
     given = st.query_params.to_dict()
@@ -185,7 +190,7 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    go(page, label, _parsed()[0].query(**changes))
+    go(page, label, asked_for().query(**changes))
 
 
 def go(page: str, label: str, query: dict[str, str]) -> None:
@@ -200,6 +205,17 @@ def go(page: str, label: str, query: dict[str, str]) -> None:
 
 def _arrive(query: dict[str, str]) -> None:
     st.query_params.from_dict(query)
+    st.rerun()  # all of the page, also where the button stands in a part of it
+
+
+@st.fragment
+def part(show: Callable[..., None], *given: Any) -> None:
+    """A part of a page that holds a selection and what follows from it: `show(focus, *given)`. What is chosen inside it
+    draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is."""
+    try:
+        show(asked_for(), *given)
+    except Exception as error:  # as on any page: outside `main.py` streamlit would show the traceback
+        problem("This part of the page cannot be shown: a file of the workspace is not what it should be.", error)
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:

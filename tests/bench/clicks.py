@@ -75,6 +75,7 @@ def cells(form: str = "{0}", which: int = 0) -> Callable[[Any], Iterator[Click]]
 
     def clicks(page: Any) -> Iterator[Click]:
         grid = page.get_by_role("grid").nth(which)
+        grid.get_by_role("gridcell").first.wait_for()
         names = [text.partition(": ")[0] for text in grid.get_by_role("gridcell").evaluate_all(
             "cells => cells.map(cell => cell.getAttribute('aria-label') || '')")]  # fmt: skip
         for k in spread(len(names)):
