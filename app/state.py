@@ -157,12 +157,12 @@ def write_focus(**changes: Any) -> None:
 
 def choose(
     label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
-    **kwargs: Any,
+    whole: bool = False, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
     The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
-    be.
+    be. `whole`: a box in a `part` on which more of the page hangs than that part.
     """
     key = f"choose-{field}"
     st.session_state[key] = current if current in options else None if empty else options[0]
@@ -171,6 +171,8 @@ def choose(
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
+        if whole:
+            st.rerun()
 
     return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
 
@@ -190,7 +192,10 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    go(page, label, asked_for().query(**changes))
+    if page == st.session_state.get("page"):
+        _button(label, changes, lambda: asked_for().query(**changes))  # the Focus at the click: a `part` may have moved
+    else:
+        go(page, label, asked_for().query(**changes))
 
 
 def go(page: str, label: str, query: dict[str, str]) -> None:
@@ -198,14 +203,19 @@ def go(page: str, label: str, query: dict[str, str]) -> None:
     open: there it is a button that writes them."""
     if page != st.session_state.get("page"):
         st.page_link(page, label=escape(label), query_params=query)
-        return
-    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(query.items()))}"
-    st.button(escape(label), key=key, type="tertiary", on_click=_arrive, args=(query,))
+    else:
+        _button(label, query, lambda: query)
 
 
-def _arrive(query: dict[str, str]) -> None:
-    st.query_params.from_dict(query)
-    st.rerun()  # all of the page, also where the button stands in a part of it
+def _button(label: str, told_apart_by: dict[str, Any], query: Callable[[], dict[str, str]]) -> None:
+    """A link to the page that is open, with the parameters that `query` gives when it is clicked."""
+
+    def arrive() -> None:
+        st.query_params.from_dict(query())
+        st.rerun()  # all of the page, also where the button stands in a part of it
+
+    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(told_apart_by.items()))}"
+    st.button(escape(label), key=key, type="tertiary", on_click=arrive)
 
 
 @st.fragment
