@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,41 @@ import streamlit as st
 from app import files
 from interp import runs
 from interp.errors import InputError, UnknownName, nearest
+
+MEANS = {
+    "effect": "the metric after the intervention minus before, mean over prompts",
+    "normalized": "where the patched run stands: 0 = as corrupted, 1 = as clean",
+    "ci_low": "lower end of the 95% bootstrap interval of the mean over prompts",
+    "ci_high": "upper end of the 95% bootstrap interval of the mean over prompts",
+    "q": "p of a paired t-test over prompts, adjusted for all rows of the method and metric (Benjamini-Hochberg): of "
+    "the rows with q below .05 one in twenty is expected to be chance",
+    "baseline": "the metric before the intervention, mean over prompts",
+    "value": "the metric after the intervention, mean over prompts",
+    "effect_std": "standard deviation of the effect over prompts",
+    "n": "prompts that count",
+    "difference": "of the first (or B) minus the other (or A), each prompt with itself",
+    "effect_other": "the effect in the other run",
+    "share": "part of the whole, 0 to 1",
+    "score": "how much worse the metric is without it, in the metric's unit; positive: it helps",
+    "score_other": "the score in the other circuit",
+    "fvu": "fraction of variance unexplained; 0 is perfect",
+    "l0": "latents active on a token, on average",
+    "dead": "latents that fired at no token",
+    "kl": "KL divergence in nats; 0: the same prediction",
+    "entropy": "in nats; 0: certain, or all attention on one token",
+    "loss": "cross-entropy in nats a token, or what is minimised in training",
+    "logprob": "log-probability of the token, in nats, by the run that wrote it",
+    "baseline_logprob": "log-probability of the token, in nats, without the edits",
+    "contribution": "what the part adds to the logit difference, in nats",
+    "previous_token": "attention to the token before, 0 to 1",
+    "first_token": "attention to the first token, 0 to 1",
+    "first_token_weighted": "the same, each key weighted by the length of what is written from it",
+    "faithfulness": "0: as with no edge, 1: as the whole model",
+    "alike": "the share if all experts got the same",
+    "prob": "probability, 0 to 1",
+    "rank": "1: the likeliest token",
+}
+"""What the columns of tables mean."""
 
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
@@ -131,6 +166,11 @@ def read_focus() -> Focus:
     return focus
 
 
+def asked_for() -> Focus:
+    """The Focus of the URL, without a word on what is left out."""
+    return _parsed()[0]
+
+
 def _parsed() -> tuple[Focus, list[str]]:
     """The Focus of the URL, and the names of the fields that are not as they should be."""
     given = st.query_params.to_dict()
@@ -152,12 +192,12 @@ def write_focus(**changes: Any) -> None:
 
 def choose(
     label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
-    **kwargs: Any,
+    whole: bool = False, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
     The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
-    be.
+    be. `whole`: a box in a `part` on which more of the page hangs than that part.
     """
     key = f"choose-{field}"
     st.session_state[key] = current if current in options else None if empty else options[0]
@@ -166,6 +206,8 @@ def choose(
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
+        if whole:
+            st.rerun()
 
     return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
 
@@ -185,7 +227,10 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    go(page, label, _parsed()[0].query(**changes))
+    if page == st.session_state.get("page"):
+        _button(label, changes, lambda: asked_for().query(**changes))  # the Focus at the click: a `part` may have moved
+    else:
+        go(page, label, asked_for().query(**changes))
 
 
 def go(page: str, label: str, query: dict[str, str]) -> None:
@@ -193,13 +238,29 @@ def go(page: str, label: str, query: dict[str, str]) -> None:
     open: there it is a button that writes them."""
     if page != st.session_state.get("page"):
         st.page_link(page, label=escape(label), query_params=query)
-        return
-    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(query.items()))}"
-    st.button(escape(label), key=key, type="tertiary", on_click=_arrive, args=(query,))
+    else:
+        _button(label, query, lambda: query)
 
 
-def _arrive(query: dict[str, str]) -> None:
-    st.query_params.from_dict(query)
+def _button(label: str, told_apart_by: dict[str, Any], query: Callable[[], dict[str, str]]) -> None:
+    """A link to the page that is open, with the parameters that `query` gives when it is clicked."""
+
+    def arrive() -> None:
+        st.query_params.from_dict(query())
+        st.rerun()  # all of the page, also where the button stands in a part of it
+
+    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(told_apart_by.items()))}"
+    st.button(escape(label), key=key, type="tertiary", on_click=arrive)
+
+
+@st.fragment
+def part(show: Callable[..., None], *given: Any) -> None:
+    """A part of a page that holds a selection and what follows from it: `show(focus, *given)`. What is chosen inside it
+    draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is."""
+    try:
+        show(asked_for(), *given)
+    except Exception as error:  # as on any page: outside `main.py` streamlit would show the traceback
+        problem("This part of the page cannot be shown: a file of the workspace is not what it should be.", error)
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -314,7 +375,13 @@ def problem(what: str, error: Exception) -> None:
             st.code("".join(traceback.format_exception(error)), language=None)
 
 
-def number_columns(table: pd.DataFrame) -> dict[str, Any]:
-    """How the fractions of a table of effects are written: four digits after the point; q as a power of ten."""
-    floats = table.select_dtypes("floating").columns
-    return {name: st.column_config.NumberColumn(format="%.1e" if name == "q" else "%.4f") for name in floats}
+def number_columns(table: pd.DataFrame, form: str = "%.4f") -> dict[str, Any]:
+    """How the fractions of a table are written (four digits after the point if not said; q as a power of ten), and what
+    its columns mean."""
+    floats, numbers = (set(table.select_dtypes(kind).columns) for kind in ("floating", "number"))
+    forms = {name: ("%.1e" if name == "q" else form) if name in floats else None for name in numbers}
+    return {
+        name: st.column_config.NumberColumn(format=forms[name], help=MEANS.get(name))
+        for name in table
+        if name in floats or (name in numbers and name in MEANS)
+    }
