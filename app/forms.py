@@ -18,14 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typer.models import ArgumentInfo
+
 from app.files import inside
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 
 NEVER = frozenset({"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to"})
 """Options that a form does not offer: the workspace is the app's, the name has a box of its own, nothing is replaced,
 and no log goes to another machine."""
-FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative"})
+FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "prompts"})
 """Options whose value may be a file or a folder of the workspace."""
+TEXTS = frozenset({"prompt"})
+"""Arguments that a model reads: text of any kind, which names no file."""
 _LONGEST = 1000
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -75,6 +79,8 @@ class Field:
     many: bool
     """May be given again; commas part the values in a form."""
     help: str
+    placed: bool = False
+    """An argument without a flag: it stands at the end, after `--`, where nothing is taken for a flag."""
 
 
 def _ablate(flags: dict[str, Any]) -> None:
@@ -111,6 +117,24 @@ def _record(flags: dict[str, Any]) -> None:
         raise InputError('no text given: "bundled", or a file of the workspace.')
     own = {key: value for key, value in flags.items() if key in TextSettings.__dataclass_fields__}
     TextSettings(flags["text"], **own)
+
+
+def _one_source(flags: dict[str, Any], *names: str) -> None:
+    """InputError unless one of the options is given."""
+    given = [name for name in names if flags.get(name)]
+    if len(given) != 1:
+        said = f"both {' and '.join(given)} given: empty one of the boxes." if given else "none of them given."
+        raise InputError(f"one of {' or '.join(names)}: {said}")
+
+
+def _looked_at(flags: dict[str, Any]) -> None:
+    _one_source(flags, "prompt", "task")
+    if flags.get("task") and (answers := [name for name in ("target", "answer", "wrong") if flags.get(name)]):
+        raise InputError(f"{answers[0]} is of a text: a task has its own answers. Empty one of the boxes.")
+
+
+def _written(flags: dict[str, Any]) -> None:
+    _one_source(flags, "prompt", "prompts")
 
 
 _TASKS = ("ioi", "greater_than", "agreement")
@@ -152,6 +176,27 @@ FORMS = {
               "method": "mean-difference", "n": "", "seed": ""},
              {"model": ("bundled",), "task": ("simple_agreement", "agreement", "gendered_pronoun"),
               "method": ("mean-difference", "pca", "probe")}, never=frozenset({"edit"})),
+        Form(("direction", "test"), "interp.cli.direction:test", "runs",
+             {"name": "", "model": "bundled", "task": "agreement", "strengths": "", "n": "50", "new_tokens": "",
+              "seed": ""},
+             {"model": ("bundled",), "task": ("agreement", "simple_agreement", "gendered_pronoun")},
+             {"name": "runs"}),
+        Form(("lens", "show"), "interp.cli.lens:show", "runs",
+             {"prompt": "When Mary and John went to the shop, John gave a bag to", "task": "", "model": "bundled",
+              "target": "", "n": "", "colour": "top_prob", "tuned": ""},
+             {"model": ("bundled",), "task": _TASKS, "colour": ("top_prob", "prob", "rank", "kl", "entropy")},
+             check=_looked_at),
+        Form(("lens", "attribute"), "interp.cli.lens:attribute", "runs",
+             {"prompt": "", "task": "ioi", "model": "bundled", "by": "component", "answer": "", "wrong": "", "n": "50"},
+             {"model": ("bundled",), "task": _TASKS, "by": ("component", "layer", "neuron")}, check=_looked_at),
+        Form(("lens", "train"), "interp.cli.lens:train", "runs",
+             {"model": "bundled", "corpus": "bundled", "steps": "250", "n_tokens": "", "seed": ""},
+             {"model": ("bundled",), "corpus": ("bundled",)}, never=frozenset({"store"})),
+        Form(("generate",), "interp.cli.generate:generate", "runs",
+             {"prompt": "When Mary and John went to the shop", "edit": "", "model": "bundled", "where": "all",
+              "n": "4", "max_new_tokens": "40", "temperature": "0.8", "seed": ""},
+             {"model": ("bundled",), "where": ("all", "prompt", "new"), "patterns": ("live", "frozen")},
+             check=_written),
     )
 }  # fmt: skip
 
@@ -177,11 +222,13 @@ def fields(key: str) -> dict[str, Field]:
         if isinstance(kind, types.UnionType):
             (kind,) = (part for part in kind.__args__ if part is not types.NoneType)
         many = typing.get_origin(kind) is list
+        placed = isinstance(option, ArgumentInfo)
         own = [text for text in (option.default, *(option.param_decls or ())) if str(text).startswith("-")]
         dashed = name.replace("_", "-")
         plain = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
         flag, _, off = (own[0] if own else plain).partition("/")
-        found[name] = Field(name, kind.__args__[0] if many else kind, flag, off or None, many, option.help or "")
+        of_one = kind.__args__[0] if many else kind
+        found[name] = Field(name, of_one, flag, off or None, many and not placed, option.help or "", placed)
     return {name: found[name] for name in [*asked.first, *found]}
 
 
@@ -210,19 +257,21 @@ def _made(key: str, values: dict[str, str], workspace: Path) -> tuple[list[str],
     if unknown:
         raise InputError(f'"{min(unknown)}" is not asked by {" ".join(asked.words)}.')
     flags: dict[str, Any] = {}
-    arguments = list(asked.words)
+    arguments, placed = list(asked.words), []
     for name, option in known.items():
         if values.get(name, "") != "":
             pieces = [piece.strip() for piece in values[name].split(",")] if option.many else [values[name]]
             pieces = [_value(option, piece, workspace) for piece in pieces]  # " are" is not "are"
             flags[name] = [_typed(option, piece) for piece in pieces] if option.many else _typed(option, pieces[0])
-            if option.type is not bool:
+            if option.placed:
+                placed += pieces
+            elif option.type is not bool:
                 arguments += [f"{option.flag}={piece}" for piece in pieces]
             elif flags[name] or option.off:
                 arguments.append(option.flag if flags[name] else option.off)
     for name, folder in asked.names.items():
-        if name in flags:
-            _there(values[name], workspace / folder, workspace)
+        if name in flags or (name in known and known[name].placed):
+            _there(values.get(name, ""), workspace / folder, workspace)
     ends = asked.check(flags) if asked.check else None
     name = values.get(asked.of or "out", "")
     if asked.of:
@@ -231,7 +280,7 @@ def _made(key: str, values: dict[str, str], workspace: Path) -> tuple[list[str],
     else:
         paths = [_named(f"{name}-{end}" if end else name, workspace / asked.folder, workspace) for end in ends or [""]]
         arguments.append(f"--out={name}")
-    return [*arguments, f"--workspace={workspace}"], paths
+    return [*arguments, f"--workspace={workspace}", *(["--", *placed] if placed else [])], paths
 
 
 def _named(name: str, folder: Path, workspace: Path) -> Path:
@@ -274,11 +323,13 @@ def _value(option: Field, value: str, workspace: Path) -> str:
     """A value as the command gets it: a file of the workspace with its whole path. InputError for what leads out."""
     if len(value) > _LONGEST or not value.isprintable():
         raise InputError(f"{option.flag}: one line of at most {_LONGEST} characters.")
+    if option.name in TEXTS:
+        return value
     if option.name in FILES:
         kind, colon, rest = value.partition(":")
         if option.name in ("task", "reference") and kind == "text" and colon:
             return f"text:{rest}" if rest == "bundled" else f"text:{_file(option, rest, workspace)}"
-        always = ("text", "labelled", "corpus", "positive", "negative")
+        always = ("text", "labelled", "corpus", "positive", "negative", "prompts")
         wanted = option.name in always and value != "bundled" or value.endswith((".json", ".jsonl"))
         if wanted or (workspace / value).exists():
             return _file(option, value, workspace)

@@ -7,6 +7,7 @@ import os
 import streamlit as st
 
 from app import state
+from app.components.bar import bar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no page, and no job that a page starts, looks a name up on the network
 
@@ -15,8 +16,16 @@ STYLE = """<style>
 .stMainBlockContainer {padding-top: 4rem}
 h1 {font-size: 1.8rem !important; padding: 0 !important}
 [data-testid="stMetricValue"] {font-size: 1.3rem}
-.stMain [data-testid="stPageLink-NavLink"] {background: none; padding-left: 0}
-.stMain [data-testid="stPageLink-NavLink"] p {text-decoration: underline; font-weight: 500}
+[data-testid="stMetricValue"] *, [data-testid="stMetricLabel"] * {white-space: normal !important; overflow: visible}
+.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *) {background: none; padding-left: 0}
+.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *) p,
+.stMain [data-testid="stBaseButton-tertiary"] p {text-decoration: underline; font-weight: 500}
+.stMain [data-testid="stBaseButton-tertiary"] {min-height: 0; padding: .2rem 0}
+.st-key-bar {position: fixed; top: 0; left: 0; right: 0; z-index: 999990; height: 2.9rem; padding: 0 4rem 0 1rem;
+  flex-wrap: nowrap; align-items: center; gap: .2rem !important; overflow-x: auto;
+  background: color-mix(in srgb, Canvas 85%, transparent); backdrop-filter: blur(8px); border-bottom: 1px solid #8884}
+.st-key-bar > div {flex: none !important; width: auto !important}
+.st-key-bar p {white-space: nowrap}
 </style>"""
 
 st.set_page_config(page_title="Interpretability workbench", layout="wide")
@@ -35,11 +44,9 @@ PAGES = {
     state.LISTS: st.Page(state.LISTS, title="Lists", url_path="lists"),
     state.JOBS: st.Page(state.JOBS, title="Jobs", url_path="jobs"),
 }
-page = st.navigation(
-    list(PAGES.values()),
-    position="top",
-)
+page = st.navigation(list(PAGES.values()), position="hidden")
 st.session_state["page"] = next(path for path, one in PAGES.items() if one == page)
+bar(PAGES, st.session_state["page"])
 try:
     page.run()
 except Exception as error:  # whatever a file of the workspace made a page do

@@ -33,6 +33,13 @@ def comparison(folder: Path, other: Path) -> pd.DataFrame:
     return _load(lambda _: first.compare(second), str(folder), (str(other), "comparison"), stamps)
 
 
+def circuits_compared(folder: Path, other: Path) -> pd.DataFrame:
+    """`Circuit.compare` of two runs; the same object until a file of theirs changes."""
+    first, second = circuit(folder), circuit(other)
+    stamps = tuple(state.stamp(path / "circuit.json") for path in (folder, other))
+    return _load(lambda _: first.compare(second), str(folder), (str(other), "circuits"), stamps)
+
+
 def features(folder: Path) -> Features:
     """What the latents of a dictionary do; the same object until a file changes."""
     return _cached(Features.load, folder, "features/latents.parquet", "features/latents.h5")
@@ -79,28 +86,6 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 def frontier_row(folder: Path) -> pd.DataFrame:
     """A dictionary's row of `sae.frontier`; the same object until its files change."""
     return _cached(lambda path: frontier([path]), folder, "metrics.json", "run.json")
-
-
-def looked_at(folder: Path) -> Figure | None:
-    """The figure of a run that looked: a lens on a prompt or a task, direct attribution; None of another run."""
-    from interp.plots import lenses
-
-    if (folder / "lens.parquet").exists():
-        return drawn(lambda: lenses.grid(table(folder, "lens.parquet")), folder, "lens.parquet", of="lens")
-    if (folder / "attribution.parquet").exists():
-        rows = table(folder, "attribution.parquet")
-        return drawn(
-            lambda: lenses.attribution(rows, _metric(folder), float(rows["contribution"].sum())), folder,
-            "attribution.parquet", of="attribution",
-        )  # fmt: skip
-    if (folder / "curve.parquet").exists() and "lens" in table(folder, "curve.parquet"):
-        rows = table(folder, "curve.parquet")
-        return drawn(lambda: lenses.curve(rows, rows["metric"].iloc[0]), folder, "curve.parquet", of="lens")
-    return None
-
-
-def _metric(folder: Path) -> str:
-    return str(json_file(folder, "attribution.json").get("metric") or "logit_diff")
 
 
 def json_file(folder: Path, name: str) -> dict[str, Any]:

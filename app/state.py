@@ -25,6 +25,41 @@ from app import files
 from interp import runs
 from interp.errors import InputError, UnknownName, nearest
 
+MEANS = {
+    "effect": "the metric after the intervention minus before, mean over prompts",
+    "normalized": "where the patched run stands: 0 = as corrupted, 1 = as clean",
+    "ci_low": "lower end of the 95% bootstrap interval of the mean over prompts",
+    "ci_high": "upper end of the 95% bootstrap interval of the mean over prompts",
+    "q": "p of a paired t-test over prompts, adjusted for all rows of the method and metric (Benjamini-Hochberg): of "
+    "the rows with q below .05 one in twenty is expected to be chance",
+    "baseline": "the metric before the intervention, mean over prompts",
+    "value": "the metric after the intervention, mean over prompts",
+    "effect_std": "standard deviation of the effect over prompts",
+    "n": "prompts that count",
+    "difference": "of the first (or B) minus the other (or A), each prompt with itself",
+    "effect_other": "the effect in the other run",
+    "share": "part of the whole, 0 to 1",
+    "score": "how much worse the metric is without it, in the metric's unit; positive: it helps",
+    "score_other": "the score in the other circuit",
+    "fvu": "fraction of variance unexplained; 0 is perfect",
+    "l0": "latents active on a token, on average",
+    "dead": "latents that fired at no token",
+    "kl": "KL divergence in nats; 0: the same prediction",
+    "entropy": "in nats; 0: certain, or all attention on one token",
+    "loss": "cross-entropy in nats a token, or what is minimised in training",
+    "logprob": "log-probability of the token, in nats, by the run that wrote it",
+    "baseline_logprob": "log-probability of the token, in nats, without the edits",
+    "contribution": "what the part adds to the logit difference, in nats",
+    "previous_token": "attention to the token before, 0 to 1",
+    "first_token": "attention to the first token, 0 to 1",
+    "first_token_weighted": "the same, each key weighted by the length of what is written from it",
+    "faithfulness": "0: as with no edge, 1: as the whole model",
+    "alike": "the share if all experts got the same",
+    "prob": "probability, 0 to 1",
+    "rank": "1: the likeliest token",
+}
+"""What the columns of tables mean."""
+
 UNREADABLE = (InputError, OSError, ValueError, KeyError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
@@ -340,7 +375,13 @@ def problem(what: str, error: Exception) -> None:
             st.code("".join(traceback.format_exception(error)), language=None)
 
 
-def number_columns(table: pd.DataFrame) -> dict[str, Any]:
-    """How the fractions of a table of effects are written: four digits after the point; q as a power of ten."""
-    floats = table.select_dtypes("floating").columns
-    return {name: st.column_config.NumberColumn(format="%.1e" if name == "q" else "%.4f") for name in floats}
+def number_columns(table: pd.DataFrame, form: str = "%.4f") -> dict[str, Any]:
+    """How the fractions of a table are written (four digits after the point if not said; q as a power of ten), and what
+    its columns mean."""
+    floats, numbers = (set(table.select_dtypes(kind).columns) for kind in ("floating", "number"))
+    forms = {name: ("%.1e" if name == "q" else form) if name in floats else None for name in numbers}
+    return {
+        name: st.column_config.NumberColumn(format=forms[name], help=MEANS.get(name))
+        for name in table
+        if name in floats or (name in numbers and name in MEANS)
+    }

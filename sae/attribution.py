@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interp.causal import sweeps
 from interp.causal.attribution import Value, check_metric, metric_value, recorded
+from interp.causal.finished import Finished, Sum
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured
 from interp.decoder.model import Model
@@ -73,25 +74,26 @@ class _Chunk:
 
 @torch.no_grad()
 def node_scores(
-    model: Model, task: Task, places: Sequence[Place], settings: Settings, *, progress: bool = False
-) -> Float[np.ndarray, " node"]:
+    model: Model, task: Task, places: Sequence[Place], settings: Settings, *, progress: bool = False,
+    finished: Finished | None = None,
+) -> Float[np.ndarray, " node"]:  # fmt: skip
     """The estimated worsening of the metric when each node alone is as it is elsewhere, mean over prompts.
 
     Two forward passes and a backward one for "atp"; for "ig" `steps` forward and backward ones for each dictionary.
     """
-    total = torch.zeros(places[-1].error + 1, dtype=torch.double)
-    with Progress("attributing nodes", len(task), progress) as bar:
-        for chunk in _chunks(model, task, places, settings):
+    total = Sum(finished, "nodes", (places[-1].error + 1,))
+    with Progress("attributing nodes", len(task), progress, done=total.done) as bar:
+        for chunk in _chunks(model, task, places, settings, total):
             for place, change, slope in zip(places, chunk.changes, chunk.slopes, strict=True):
-                total[place.nodes] += _along(change, place.dictionary.W_dec, slope).double().cpu()
+                total.value[place.nodes] += _along(change, place.dictionary.W_dec, slope).double().cpu().numpy()
             bar.advance(len(chunk.tokens))
-    return _sign(settings) * total.numpy() / len(task)
+    return _sign(settings) * total.value / len(task)
 
 
 @torch.no_grad()
 def edge_scores(
     model: Model, task: Task, places: Sequence[Place], nodes: Sequence[int], settings: Settings,
-    *, progress: bool = False,
+    *, progress: bool = False, finished: Finished | None = None,
 ) -> Float[np.ndarray, "sender receiver"]:  # fmt: skip
     """Edges between these nodes, by number and rising; the last receiver is the logits. 0 where no edge is.
 
@@ -104,18 +106,18 @@ def edge_scores(
     ]
     rows = [place.dictionary.W_dec[chosen] for place, chosen in zip(places, latents, strict=True)]
     column = {node: k for k, node in enumerate(nodes)} | {None: len(nodes)}
-    total = torch.zeros(len(nodes), len(nodes) + 1, dtype=torch.double)
-    with Progress("attributing edges", len(task), progress) as bar:
-        for chunk in _chunks(model, task, places, settings):
+    total = Sum(finished, "edges", (len(nodes), len(nodes) + 1))
+    with Progress("attributing edges", len(task), progress, done=total.done) as bar:
+        for chunk in _chunks(model, task, places, settings, total):
             changes = [
                 State(every[..., chosen], error) for (every, error), chosen in zip(chunk.changes, latents, strict=True)
             ]
             for receiver, slopes in _direct(model, places, mine, chunk):
                 for senders, change, decoder, slope in zip(mine, changes, rows, slopes, strict=False):
-                    found = _along(change, decoder, slope).double().cpu()[: len(senders)]  # the error comes last
-                    total[[column[node] for node in senders], column[receiver]] += found
+                    found = _along(change, decoder, slope).double().cpu().numpy()[: len(senders)]  # the error last
+                    total.value[[column[node] for node in senders], column[receiver]] += found
             bar.advance(len(chunk.tokens))
-    return _sign(settings) * total.numpy() / len(task)
+    return _sign(settings) * total.value / len(task)
 
 
 def _sign(settings: Settings) -> int:
@@ -131,10 +133,12 @@ def _along(
     return torch.cat([latents, (change.error * slope).sum()[None]])
 
 
-def _chunks(model: Model, task: Task, places: Sequence[Place], settings: Settings) -> Iterator[_Chunk]:
+def _chunks(model: Model, task: Task, places: Sequence[Place], settings: Settings, total: Sum) -> Iterator[_Chunk]:
+    """The prompts that are not in `total` yet."""
     elsewhere, all_tokens = Elsewhere(model, task, places, settings.baseline), task.tokens().to(model.device)
     last = layer_site(model.n_layers - 1, "resid_post")
-    for prompts in sweeps.batches(task, limit_of(model, task, places)):
+    limit = total.finished.setting("node tokens", limit_of(model, task, places))
+    for prompts in total.left(sweeps.batches(task, limit)):
         length = int(task.lengths[prompts[0]])
         tokens, there = all_tokens[prompts, :length], elsewhere.of(prompts, length)
         with captured(model, [*sites_of(places), last]) as cache:

@@ -31,6 +31,7 @@ from interp.progress import Progress
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from interp.causal.finished import Finished
     from interp.causal.verdicts import Agreement
     from interp.data.tasks import Task
     from interp.decoder.model import Model
@@ -114,6 +115,7 @@ class FeatureCircuit:
     def faithfulness(
         self, model: Model, task: Task, dictionaries: Mapping[str, Dictionary], *, errors: bool | None = None,
         metric: str | None = None, baseline: str | None = None, n_random: int = 5, seed: int = 0,
+        progress: bool = False, finished: Finished | None = None,
     ) -> Verdict:  # fmt: skip
         """How much of what the model does is done with these nodes alone: (m(C) - m(nothing)) / (m(M) - m(nothing)) of
         means over prompts, 1 all, 0 as with no node; and completeness, the same of all other nodes without these (0:
@@ -124,12 +126,14 @@ class FeatureCircuit:
         """
         from interp.causal.verdicts import interval, relative
 
-        patcher = self._patcher(model, task, dictionaries, metric, baseline)
+        patcher = self._patcher(model, task, dictionaries, metric, baseline, finished)
         own = self._chosen(self.kept, errors)
         sets = [own, *(self._random(own, seed + k) for k in range(n_random))]
         kept = np.stack([mask_of(patcher.places, names) for names in sets])
         ends = np.stack([np.ones(patcher.n_nodes, bool), np.zeros(patcher.n_nodes, bool)])
-        values = patcher.score(np.concatenate([ends, kept, ~kept])).astype(np.float64)
+        every, name = np.concatenate([ends, kept, ~kept]), f"faithfulness, errors {errors}"
+        with Progress("judging", len(every) * len(task), progress) as bar:
+            values = patcher.score(every, name=name, advance=bar.advance).astype(np.float64)
         f = relative(values, "nodes").reshape(2, len(sets))
         low, high = interval(values, seed, lambda shares: shares[:, [0, len(sets)]])
         others = f[:, 1:] if n_random else np.full((2, 1), np.nan)
@@ -143,23 +147,24 @@ class FeatureCircuit:
     def verify(
         self, model: Model, task: Task, dictionaries: Mapping[str, Dictionary], *, n_nodes: int = 200,
         metric: str | None = None, baseline: str | None = None, seed: int = 0, progress: bool = False,
+        finished: Finished | None = None,
     ) -> Agreement:  # fmt: skip
         """The scores of `n_nodes` active nodes drawn at random (all, if there are fewer) against exact patching of
         each: the node alone as it is elsewhere, all others following."""
         from interp.causal.verdicts import Agreement
 
-        patcher = self._patcher(model, task, dictionaries, metric, baseline)
+        patcher = self._patcher(model, task, dictionaries, metric, baseline, finished)
         draw = np.random.default_rng(seed).permutation(len(self.nodes))[:n_nodes]
         rows = self.nodes.iloc[np.sort(draw)][["node", "score"]].rename(columns={"score": "estimate"})
         alone = np.stack([mask_of(patcher.places, [])] + [mask_of(patcher.places, [node]) for node in rows["node"]])
         with Progress("patching nodes", len(alone) * len(task), progress) as bar:
-            mean = patcher.score(~alone, advance=bar.advance).astype(np.float64).mean(1)
+            mean = patcher.score(~alone, name="verify", advance=bar.advance).astype(np.float64).mean(1)
         sign = 1 if patcher.metric in LOWER_IS_BETTER else -1
         return Agreement.of(rows.assign(exact=sign * (mean[1:] - mean[0])).reset_index(drop=True))
 
     def _patcher(
         self, model: Model, task: Task, dictionaries: Mapping[str, Dictionary], metric: str | None,
-        baseline: str | None,
+        baseline: str | None, finished: Finished | None,
     ) -> Patcher:  # fmt: skip
         """WrongModel for another model than the circuit's, InputError for other dictionaries."""
         from sae.nodes import Patcher, places_of
@@ -177,8 +182,9 @@ class FeatureCircuit:
                 f"{_spelled(given)}: load those it was found with."
             )
         return Patcher(
-            model, task, places, metric=metric or self.about["metric"], baseline=baseline or self.about["baseline"]
-        )
+            model, task, places, metric=metric or self.about["metric"], baseline=baseline or self.about["baseline"],
+            finished=finished,
+        )  # fmt: skip
 
     def _chosen(self, names: Sequence[str], errors: bool | None) -> list[str]:
         """The nodes that are kept where all error nodes are, or none."""
@@ -226,6 +232,7 @@ def find_feature_circuit(
     force: bool = False,
     seed: int = 0,
     progress: bool = False,
+    finished: Finished | None = None,
 ) -> FeatureCircuit:
     """The `n_nodes` latents and errors of `dictionaries` (name -> dictionary) that matter most, and their edges.
 
@@ -245,7 +252,7 @@ def find_feature_circuit(
     places = places_of(model, dictionaries)
     if not force:
         check_ability(model, task)
-    scores = node_scores(model, task, places, settings, progress=progress)
+    scores = node_scores(model, task, places, settings, progress=progress, finished=finished)
     nodes = _table(places, scores)
     said = about(
         model, task, seed, method=method, metric=settings.metric, baseline=baseline, absolute=absolute, steps=steps,
@@ -253,7 +260,7 @@ def find_feature_circuit(
     )  # fmt: skip
     circuit = FeatureCircuit(nodes, _edges([], np.zeros((0, 1))), said).top(n_nodes)
     numbers = [int(n) for n in np.flatnonzero(mask_of(places, circuit.kept))]
-    found = edge_scores(model, task, places, numbers, settings, progress=progress)
+    found = edge_scores(model, task, places, numbers, settings, progress=progress, finished=finished)
     every = [name for place in places for name in place.names]
     return replace(circuit, edges=_edges([every[n] for n in numbers], found))
 

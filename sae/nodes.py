@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.causal.edges import BASELINES
+from interp.causal.finished import Finished
 from interp.causal.resuming import CleanPass, short_cuts
 from interp.causal.scoring import Scorer
 from interp.causal.sweeps import batches, tokens_at_once
@@ -169,11 +170,15 @@ def limit_of(model: Model, task: Task, places: Sequence[Place]) -> int:
 class Patcher:
     """A task's prompts, ready to be run with any set of nodes kept and the others as they are elsewhere."""
 
-    def __init__(self, model: Model, task: Task, places: Sequence[Place], *, metric: str, baseline: str):
+    def __init__(
+        self, model: Model, task: Task, places: Sequence[Place], *, metric: str, baseline: str,
+        finished: Finished | None = None,
+    ):  # fmt: skip
         self.model, self.task, self.places, self.metric = model, task, places, metric
+        self.finished = Finished() if finished is None else finished
         self.elsewhere = Elsewhere(model, task, places, baseline)
         self.scorer = Scorer(model, task, [metric], {})
-        self.limit = limit_of(model, task, places)
+        self.limit = self.finished.setting("node tokens", limit_of(model, task, places))
         self.cuts = short_cuts(model, task.tokens()[task.lengths == task.lengths[0]][:, : task.lengths[0]])
 
     @property
@@ -182,20 +187,28 @@ class Patcher:
 
     @torch.no_grad()
     def score(
-        self, kept: Bool[np.ndarray, "set node"], *, advance: Callable[[int], None] = lambda n: None
+        self, kept: Bool[np.ndarray, "set node"], *, name: str = "", advance: Callable[[int], None] = lambda n: None
     ) -> Float[np.ndarray, "set prompt"]:
-        """The metric with each set of nodes kept. `advance` is called with the number of sets x prompts done."""
+        """The metric with each set of nodes kept. Pieces called `name` that were finished are not computed again; no
+        name, and none is kept. `advance` is called with the number of sets x prompts done."""
         values = np.full((len(kept), len(self.task)), np.nan, np.float32)
-        for prompts in batches(self.task, self.limit):
+        for number, prompts in enumerate(batches(self.task, self.limit)):
             length = int(self.task.lengths[prompts[0]])
             clean = CleanPass(self.model, self.task.tokens()[prompts, :length], self.cuts)
             there = self.elsewhere.of(prompts, length)
             self.scorer.prepare(prompts, clean.final)
             size = max(1, self.limit // (len(prompts) * length))
-            for rows in np.split(np.arange(len(kept)), range(size, len(kept), size)):
-                mask = torch.from_numpy(kept[rows]).to(self.model.device)
-                hidden = clean.resume(self._edits(mask, there), len(rows))
-                values[np.ix_(rows, prompts.numpy())] = self.scorer.score(hidden, 0)[self.metric]
+            for k, rows in enumerate(np.split(np.arange(len(kept)), range(size, len(kept), size))):
+                piece = f"{name}/{number}/{k}"
+                if name and piece in self.finished:
+                    found = self.finished.get(piece)
+                else:
+                    mask = torch.from_numpy(kept[rows]).to(self.model.device)
+                    hidden = clean.resume(self._edits(mask, there), len(rows))
+                    found = self.scorer.score(hidden, 0)[self.metric]
+                    if name:
+                        self.finished.put(piece, found)
+                values[np.ix_(rows, prompts.numpy())] = found
                 advance(len(rows) * len(prompts))
         return values
 

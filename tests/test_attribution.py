@@ -143,6 +143,28 @@ def test_chunks_give_the_same_scores(tiny_model, pairs, monkeypatch):
     np.testing.assert_allclose(attribution.edge_scores(tiny_model, pairs), whole, atol=1e-5)
 
 
+def test_prompts_that_are_finished_are_not_run_again_and_the_scores_are_the_same_to_the_bit(
+    tiny_model, pairs, monkeypatch, tmp_path
+):
+    from interp.causal import attribution, finished
+
+    monkeypatch.setattr(attribution, "WRITTEN", 1)
+    monkeypatch.setattr(finished, "EVERY", -1.0)
+    whole, slopes, seen = attribution.edge_scores(tiny_model, pairs, method="eap"), attribution.slopes, []
+
+    def stopping(*given):
+        seen.append(given)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return slopes(*given)
+
+    monkeypatch.setattr(attribution, "slopes", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        attribution.edge_scores(tiny_model, pairs, method="eap", finished=finished.Finished(tmp_path))
+    again = attribution.edge_scores(tiny_model, pairs, method="eap", finished=finished.Finished(tmp_path))
+    assert again.tobytes() == whole.tobytes() and len(seen) == len(pairs) + 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -1,23 +1,16 @@
 """`interp ablate` as a batch tool: several sweeps in a file, plans, kills, shards, reports; bad files named by line."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture
@@ -148,29 +141,36 @@ def test_shards_merge_into_the_run_that_one_job_makes(tiny_dir, prompts, tmp_pat
     assert json.loads((tmp_path / "runs/split/run.json").read_text())["status"] == "done"
 
 
-def test_killed_and_started_again_gives_the_identical_files(tiny_dir, prompts, tmp_path):
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from interp.causal import finished, sweeps
+from interp.cli import main
+finished.EVERY, sweeps.tokens_at_once = 0.0, lambda model, length: 40
+run, parts = sweeps._Batch.run, Path(sys.argv[1])
+def killed(*given):
+    if len(list(parts.glob("part-*"))) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(*given)
+sweeps._Batch.run = killed
+main(sys.argv[2:])
+"""
+
+
+def test_killed_and_started_again_gives_the_identical_files(tiny_dir, prompts, tmp_path, monkeypatch):
     """kill -9 in the middle, then the same command; beside it one that nobody killed."""
-    code = (
-        "import os, sys, time; from interp.cli import main; from interp.causal import finished, sweeps;"
-        "finished.EVERY = 0.0; sweeps.tokens_at_once = lambda model, length: 40; run = sweeps._Batch.run;"
-        "sweeps._Batch.run = lambda *a: (time.sleep(float(os.environ['PAUSE'])), run(*a))[1];"
-    )
+    from interp.causal import finished, sweeps
+
     base = ["ablate", "--model", str(tiny_dir), "--task", str(prompts), "--method", "zero,mean"]
-
-    def start(name, pause):
-        call = f"sys.exit(main({[*base, '--workspace', str(tmp_path), '--out', name]!r}))"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([sys.executable, "-c", code + call], env=os.environ | {"PAUSE": pause}, **quiet)
-
-    killed = start("killed", "0.1")
+    base += ["--workspace", str(tmp_path), "--out"]
     folder = tmp_path / "runs/killed/unfinished"
-    while killed.poll() is None and len(list(folder.glob("part-*"))) < 4:
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    done = len(list(folder.glob("part-*")))
-    assert done >= 4 and json.loads((folder.parent / "run.json").read_text())["status"] == "running"
-    assert start("killed", "0").wait() == 0 and start("whole", "0").wait() == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), *base, "killed"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    assert len(list(folder.glob("part-*"))) == 4
+    assert json.loads((folder.parent / "run.json").read_text())["status"] == "running"
+    monkeypatch.setattr(finished, "EVERY", 0.0)
+    monkeypatch.setattr(sweeps, "tokens_at_once", lambda model, length: 40)
+    assert main([*base, "killed"]) == 0 and main([*base, "whole"]) == 0
     assert not folder.exists()
     for name in ("effects.parquet", "effects.h5", "prompts.jsonl"):
         assert (tmp_path / "runs/killed" / name).read_bytes() == (tmp_path / "runs/whole" / name).read_bytes(), name

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from test_app import MAIN, NASTY, STRONGEST, free_port, write_workspace
+from ports import free_port
+from test_app import MAIN, NASTY, STRONGEST, write_workspace
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

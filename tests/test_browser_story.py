@@ -9,7 +9,8 @@ import subprocess
 import time
 
 import pytest
-from test_app import MAIN, free_port
+from ports import free_port
+from test_app import MAIN
 from test_browser import CHROMIUM, FLAGS, cell, chromium, heading, page, wait_for
 
 __all__ = ["chromium", "page"]  # fixtures

@@ -1,20 +1,15 @@
 """The command: exit statuses, one-line errors, files of the contract."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture
@@ -30,12 +25,15 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
         "import sys; from interp.cli import main; main(['--help']); "
         "assert not {'torch', 'streamlit', 'transformers', 'pandas'} & set(sys.modules)"
     )
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
+
+    def processor_seconds() -> float:
+        """Of the process itself: what else runs on the machine is no part of it."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(processor_seconds() < 0.5 for _ in range(5))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,6 @@ def test_a_finished_run_is_kept_unless_overwrite_is_said(tiny_dir, prompts, tmp_
 def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     arguments, message, tiny_dir, prompts, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     filled = [{"MODEL": str(tiny_dir), "PAIRS": str(prompts)}.get(a, a) for a in arguments]
     assert main(filled) == 2

@@ -1,22 +1,15 @@
 """`interp circuit`: exit statuses, one-line errors, files."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture(scope="module")
@@ -134,26 +127,32 @@ def test_a_circuit_of_another_model_is_refused(found, tmp_path, capsys):
     assert "the circuit is of" in one_line(capsys) and not (tmp_path / "runs/s").exists()
 
 
-def test_killed_and_started_again_gives_the_identical_circuit(base, tmp_path):
-    code = (
-        "import os, sys, time; from interp.cli import main; from interp.causal import finished, search;"
-        "finished.EVERY = 0.0; decide = search._decide;"
-        "search._decide = lambda *a: (time.sleep(float(os.environ['PAUSE'])), decide(*a))[1];"
-    )
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from interp.causal import finished, search
+from interp.cli import main
+finished.EVERY = 0.0
+decide, parts = search._decide, Path(sys.argv[1])
+def killed(*given):
+    if len(list(parts.glob("part-*"))) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decide(*given)
+search._decide = killed
+main(sys.argv[2:])
+"""
+
+
+def test_killed_and_started_again_gives_the_identical_circuit(base, tmp_path, monkeypatch):
+    from interp.causal import finished
+
     arguments = ["circuit", "find", *base, "--method", "acdc", "--metric", "kl", "--threshold", "0.01", "--out"]
-
-    def start(name, pause):
-        call = f"sys.exit(main({[*arguments, name]!r}))"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([sys.executable, "-c", code + call], env=os.environ | {"PAUSE": pause}, **quiet)
-
-    killed = start("killed", "0.3")
     folder = tmp_path / "runs/killed/unfinished"
-    while killed.poll() is None and len(list(folder.glob("part-*"))) < 2:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and len(list(folder.glob("part-*"))) >= 2
-    assert start("killed", "0").wait() == 0 and start("whole", "0").wait() == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), *arguments, "killed"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    assert len(list(folder.glob("part-*"))) == 2
+    monkeypatch.setattr(finished, "EVERY", 0.0)
+    assert main([*arguments, "killed"]) == 0 and main([*arguments, "whole"]) == 0
     assert not folder.exists()
     for name in ("circuit.json", "curve.parquet", "edges.parquet", "prompts.jsonl"):
         assert (tmp_path / "runs/killed" / name).read_bytes() == (tmp_path / "runs/whole" / name).read_bytes(), name

@@ -4,14 +4,9 @@ import json
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,9 @@ import json
 
 import pandas as pd
 import pytest
+from commands import one_line
 
 FIRST = "blocks.0.hook_resid_post"
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture
@@ -37,6 +32,7 @@ def run(workspace, tiny_dir, *arguments):
 
 def test_the_command_writes_a_run_that_loads(workspace, tiny_dir, capsys):
     import sae
+    from interp.cli import main
 
     flags = ["--sae", "one", "--sae", "two", "--force", "--n-nodes", "9", "--steps", "3", "--verify", "7"]
     assert run(workspace, tiny_dir, *flags, "--out", "f") == 0
@@ -53,6 +49,46 @@ def test_the_command_writes_a_run_that_loads(workspace, tiny_dir, capsys):
         len(pd.read_parquet(folder / "verdict.parquet")) == 4 and len(pd.read_parquet(folder / "verified.parquet")) == 7
     )
     assert 'src="http' not in (folder / "figure.html").read_text() and (folder / "prompts.jsonl").exists()
+    assert main(["circuit", "show", "f", "--top", "3", "--workspace", str(workspace)]) == 0
+    first, second, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"9 of {len(circuit.nodes):,} active nodes") and second.startswith("found by ig")
+    assert [row.split()[0] for row in rows[:3]] == circuit.kept[:3] and "->" in rows[3] and len(rows) == 6
+
+
+def test_stopped_and_started_again_it_gives_the_identical_circuit(workspace, tiny_dir, pairs, monkeypatch):
+    """Pieces are prompts (one a batch here) of the nodes' and the edges' sums and stacks of sets of nodes; what one run
+    has finished the next does not compute."""
+    from dataclasses import replace
+
+    from interp.causal import finished
+    from sae import nodes
+
+    replace(pairs, prompts=pairs.prompts[:4]).save(workspace / "pairs.jsonl")
+    monkeypatch.setattr(finished, "EVERY", -1.0)
+    monkeypatch.setattr(nodes, "LATENTS_AT_ONCE", 1)
+    put, puts = finished.Finished.put, []
+
+    def stopping(self, name, piece):
+        put(self, name, piece)
+        puts.append(name)
+        if len(puts) == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finished.Finished, "put", stopping)
+    flags = ["--sae", "one", "--sae", "two", "--force", "--n-nodes", "9", "--steps", "2", "--verify", "3"]
+    last = -1
+    assert run(workspace, tiny_dir, *flags, "--out", "whole") == 0
+    whole, folder = puts.copy(), workspace / "runs"
+    assert {name.split(",")[0].split("/")[0] for name in whole} == {"nodes", "edges", "faithfulness", "verify"}
+    for last in (whole.index("edges") + 1, len(whole) - 1):
+        puts.clear()
+        assert run(workspace, tiny_dir, *flags, "--out", "stopped", "--overwrite") == 130
+        done, last = last, -1
+        assert run(workspace, tiny_dir, *flags, "--out", "stopped", "--overwrite") == 0
+        assert len(puts) == len(whole) and puts[:done] == whole[:done]
+        assert not (folder / "stopped/unfinished").exists()
+        for name in ("nodes.parquet", "edges.parquet", "verdict.parquet", "verified.parquet", "prompts.jsonl"):
+            assert (folder / "stopped" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

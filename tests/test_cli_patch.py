@@ -6,14 +6,9 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from commands import one_line
 
 from interp.cli import main
-
-
-def one_line(capsys) -> str:
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error, error
-    return error
 
 
 @pytest.fixture(scope="module")

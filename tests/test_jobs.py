@@ -146,23 +146,40 @@ def test_what_is_not_a_job_is_left_out_and_links_are_not_followed(workspace, tmp
 def test_the_command_understands_every_option_of_its_form(key, workspace):
     from interp.cli import app
 
-    for path in ("saes/a", "stores/a"):
+    for path in ("saes/a", "stores/a", "runs/a"):
         (workspace / path).mkdir(parents=True)
     (workspace / "a.jsonl").write_text("{}")
     form, command = forms.form(key), typer.main.get_command(app)
     values = {name: "a" for name in (form.of or "out", *form.names)}
     for name, option in forms.fields(key).items():
         free = {int: "3", float: "0.5", bool: "true"}.get(option.type, form.first.get(name) or "1")
-        files = ("labelled", "reference", "text", "corpus", "positive", "negative")
+        files = ("prompts", "labelled", "reference", "text", "corpus", "positive", "negative")
         values.setdefault(name, "a.jsonl" if name in files else free)
     values |= {"prefixes": "0.5,1"} if "prefixes" in values else {}
     values |= {"model": ""} if key == "sae-train" else {}
+    values |= {name: "" for name in ("task", "prompts") if "prompt" in values and name in values}
     values |= {"packing": "packed", "split": "train", "script": ""} if key == "record" else {}
     words = forms.command(key, values, workspace)
     for word in form.words:
         command, words = command.commands[word], words[1:]
-    command.make_context(key, words)
+    context = command.make_context(key, words)
+    if "prompt" in values:
+        assert context.params["prompt"] in (values["prompt"], (values["prompt"],), [values["prompt"]])
     assert forms.command(key, values | {"seed": "-1"}, workspace).count("--seed=-1") == 1
+
+
+def test_a_text_that_a_model_reads_is_one_argument_and_never_a_flag_or_a_path(workspace):
+    text = "--overwrite, /etc/passwd ... and a comma"
+    words = forms.command("generate", {"prompt": text, "n": "2", "out": "a"}, workspace)
+    assert words == ["generate", "--n=2", "--out=a", f"--workspace={workspace}", "--", text]
+    for values, said in (
+        ({"task": "ioi", "prompt": text}, "both prompt and task given"), ({}, "none of them given"),
+        ({"task": "ioi", "target": " Mary"}, "a task has its own answers"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            forms.command("lens-show", values | {"out": "a"}, workspace)
+    with pytest.raises(InputError, match="name one in runs/"):
+        forms.command("direction-test", {"name": "", "out": "a"}, workspace)
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_an_edited_run_is_read_by_unedited_eyes(tiny_model):
     assert found[found["layer"] == -1]["logit"].tolist() == plain[plain["layer"] == -1]["logit"].tolist()
 
 
-def test_a_few_logits_at_a_time_give_the_same(tiny_model, monkeypatch):
+def test_a_few_logits_at_a_time_give_the_same(tiny_double, monkeypatch):
     import interp
     from interp.lenses import reading
 
-    whole = interp.logit_lens(tiny_model, IDS).table()
-    monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 2 * tiny_model.d_vocab)
-    parts = interp.logit_lens(tiny_model, IDS).table()
+    whole = interp.logit_lens(tiny_double, IDS).table()
+    monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 2 * tiny_double.d_vocab)
+    parts = interp.logit_lens(tiny_double, IDS).table()
     assert whole["top_id"].tolist() == parts["top_id"].tolist()
     np.testing.assert_allclose(whole["kl"], parts["kl"], atol=1e-6)
 

@@ -34,7 +34,7 @@ def test_sessions_and_processes_that_write_at_once_lose_nothing(tmp_path):
     for worker in (*processes, *threads):
         worker.start()
     for worker in (*processes, *threads):
-        worker.join(60)
+        worker.join()
     assert notes.notes(folder).labels == {f"L0H{number}": f"label {number}" for number in range(80)}
     assert len(notes.entries(tmp_path, "all")) == 80
 

@@ -196,11 +196,11 @@ def test_a_broken_file_is_one_line_wherever_it_is_shown(workspace, content):
 
 
 def test_an_attention_layer_leads_to_the_patching_of_its_output():
-    from app.components.links import _has
+    from app.components.links import has
 
     config = {"site": "attn_out", "by": ["layer", "position"]}
-    assert _has(config, "L1.attn") and not _has(config, "L1.mlp") and not _has(config, "L1H2")
-    assert _has(config | {"site": "mlp_out"}, "L1.mlp") and _has(config | {"by": "layer,head"}, "L1H2")
+    assert has(config, "L1.attn") and not has(config, "L1.mlp") and not has(config, "L1H2")
+    assert has(config | {"site": "mlp_out"}, "L1.mlp") and has(config | {"by": "layer,head"}, "L1H2")
 
 
 def test_a_run_of_texts_opens_on_what_it_wrote(workspace):

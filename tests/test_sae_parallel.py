@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 
 ROOT = Path(__file__).parent.parent
 COMMON = {"d_sae": 64, "k": 4, "n_tokens": 64 * 40, "batch_size": 64, "dead_after": 300, "lr": 3e-3}
@@ -18,22 +19,14 @@ KINDS = ("topk", "batchtopk", "jumprelu", "standard")
 def command(store, out, *more):
     flags = [f for key, value in COMMON.items() for f in (f"--{key.replace('_', '-')}", str(value))]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port()), "-m",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m",
         "interp.cli", "sae", "train", "--store", str(store.path), "--site", "1.resid_post", "--device", "cpu",
         "--log-every", "1", "--workspace", str(out.parent.parent), "--out", out.name, *flags, *more,
     ]  # fmt: skip
 
 
-def port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,11 @@ from app import forms, jobs, state
 
 NAMES = {"record": "Record", "sae-train": "Train a dictionary", "sae-features": "Collect features",
          "sae-eval": "Evaluate a dictionary", "ablate": "Ablate", "patch": "Patch",
-         "circuit-find": "Find a circuit"}  # fmt: skip
+         "circuit-find": "Find a circuit", "heads": "Score heads", "direction-find": "Find a direction",
+         "direction-test": "Test a direction", "lens-show": "Lens", "lens-attribute": "Attribute a logit",
+         "lens-train": "Train a lens", "generate": "Generate"}  # fmt: skip
+KINDS = {"direction-test": {"name": "direction"}}
+"""Of a form's boxes that name a run: of which kind."""
 COLUMNS = 4
 
 
@@ -46,11 +50,14 @@ def job_form(focus: state.Focus) -> None:
 def answers(form: forms.Form, focus: state.Focus) -> dict[str, str]:
     """What stands in the boxes; an empty one leaves the command's own default."""
     fields, values = forms.fields(form.key), {}
+    for name in (name for name in form.first if fields[name].name in forms.TEXTS):
+        values[name] = box(form, fields[name])  # a line of its own: a text is long
     columns = st.columns(COLUMNS)
     if form.of:
         with columns[0]:
             values[form.of] = choice("Dictionary", form.of, form, form.folder, getattr(focus, "sae", None))
-    for k, name in enumerate(form.first, start=1 if form.of else 0):
+    boxes = [name for name in form.first if name not in values]
+    for k, name in enumerate(boxes, start=1 if form.of else 0):
         with columns[k % COLUMNS]:
             values[name] = box(form, fields[name])
     with st.expander("More settings"):
@@ -88,7 +95,8 @@ def box(form: forms.Form, field: forms.Field) -> str:
 
 def choice(label: str, name: str, form: forms.Form, folder: str, first: str | None, **kwargs: Any) -> str:
     """A result of the workspace, or nothing where it has none."""
-    there = [run["name"] for run in state.results(folder)]
+    kind = KINDS.get(form.key, {}).get(name)
+    there = [run["name"] for run in state.results(folder, kinds=[kind] if kind else ())]
     index = there.index(first) if first in there else 0 if there else None
     chosen = st.selectbox(label, there, index=index, key=f"job-{form.key}-{name}", placeholder=f"none in {folder}/",
                           **kwargs)  # fmt: skip

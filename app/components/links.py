@@ -46,13 +46,13 @@ def related(run: dict[str, Any], kinds: Sequence[str], component: str) -> dict[s
     same = [
         other
         for other in state.results("runs", kinds=kinds)
-        if other["model"].get("fingerprint") == model and _has(other["config"], component)
+        if other["model"].get("fingerprint") == model and has(other["config"], component)
     ]
     task = run["config"].get("task")
     return next((other for other in same if other["config"].get("task") == task), same[0] if same else None)
 
 
-def _has(config: dict[str, Any], component: str) -> bool:
+def has(config: dict[str, Any], component: str) -> bool:
     """Whether a run's map can have the component: a patching is of one site."""
     if "site" not in config:
         return True

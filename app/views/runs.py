@@ -1,5 +1,5 @@
-"""Home: what is in the workspace. With `?run=` or `?store=` in the address, that result's own page; with `?run=` and
-`?other=`, the two runs beside each other."""
+"""Home: what is in the workspace. With `?run=` or `?store=` in the address, that result's own page; with `?run=` (of a
+dictionary `?sae=`) and `?other=`, the two beside each other."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import streamlit as st
 
 from app import readers, state
+from app.components.beside import beside, family
 from app.components.exports import exports
+from app.components.findings import findings
 from app.components.provenance import provenance
 from interp import plots
 
 SECTIONS = {"runs": "Runs", "saes": "Dictionaries", "stores": "Activation stores"}
 SHOWN = 20
 WIDTHS = [3, 5, 2, 1]
-COMPARED = ("ablate", "patch")
-OPEN = 2  # tables of a run that are shown at once
 PAGES = {state.ABLATION: "Open it on the page Ablation →", state.PATCHING: "Open it on the page Patching →",
          state.CIRCUIT: "Open it on the page Circuit →"}  # fmt: skip
 
 
 def page() -> None:
     focus = state.read_focus()
-    if focus.run and focus.other:
-        two_runs(focus.run, focus.other)
+    if focus.other and (focus.run or focus.sae):
+        two_results(focus)
         return
     if focus.run or focus.store:
         one_result(focus)
@@ -44,8 +44,7 @@ def page() -> None:
         rows(matching[:SHOWN])
         if len(matching) > SHOWN:
             st.text(f"{len(matching) - SHOWN} older ones are not listed: type into the filter.")
-        if folder == "runs":
-            ask_for_two(in_folder)
+    ask_for_two(everything)
 
 
 def demo_command() -> str:
@@ -101,51 +100,40 @@ def summary(run: dict[str, Any]) -> str:
     return " · ".join([str(run.get("kind")), *flat])
 
 
-def ask_for_two(among: list[dict[str, Any]]) -> None:
-    """Two runs of effects to hold beside each other; nothing where there are not two."""
-    names = [run["name"] for run in among if run.get("kind") in COMPARED]
-    if len(names) < 2:
+def ask_for_two(everything: list[dict[str, Any]]) -> None:
+    """Two results to hold beside each other; nothing where there are not two of a family."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for run in everything:
+        if name := family(run):
+            families.setdefault(name, []).append(run)
+    families = {name: runs for name, runs in families.items() if len(runs) > 1}
+    if not families:
         return
-    with st.expander("Compare two runs of effects"):
-        first, second, go = st.columns([3, 3, 2], vertical_alignment="bottom")
-        a = first.selectbox("This run", names, key="compare-a")
+    with st.expander("Compare two runs of effects, two circuits or two dictionaries"):
+        which, first, second, go = st.columns([2, 3, 3, 2], vertical_alignment="bottom")
+        name = which.selectbox("Two", list(families), key="compare-family")
+        names = [run["name"] for run in families[name]]
+        a = first.selectbox("This one", names, key="compare-a")
         b = second.selectbox("against", [name for name in names if name != a], key="compare-b")
         with go:
-            state.link(state.RUNS, "Compare →", run=a, other=b)
+            field = "sae" if name == "dictionaries" else "run"
+            state.link(state.RUNS, "Compare →", **{field: a, "other": b})
 
 
-def two_runs(name: str, other: str) -> None:
-    """Effects of two runs on the same prompts, paired; why, where they cannot be."""
-    state.link(state.RUNS, "← all runs", run=None, other=None)
-    st.title(state.escape(f"{name} against {other}"), anchor=False)
-    among = state.results("runs")
+def two_results(focus: state.Focus) -> None:
+    """Two results beside each other; why, where they cannot be."""
+    folder, name = ("runs", focus.run) if focus.run else ("saes", focus.sae)
+    state.link(state.RUNS, "← all runs", run=None, sae=None, other=None)
+    st.title(state.escape(f"{name} against {focus.other}"), anchor=False)
+    among = state.results(folder)
     try:
-        run, against = (state.result(which, among) for which in (name, other))
-        table = readers.comparison(run["path"], against["path"])
+        run, other = (state.result(which, among) for which in (name, focus.other))
+        for which in (run, other):
+            target, query = state.place(which)
+            state.go(target, f"{which['name']}: {summary(which)}", query)
+        beside(run, other)
     except state.UNREADABLE as error:
         state.problem("These two cannot be compared.", error)
-        return
-    for which in (run, against):
-        target, query = state.place(which)
-        st.page_link(target, label=state.escape(f"{which['name']}: {summary(which)}"), query_params=query)
-    st.text("difference = effect in the first minus effect in the second, each prompt with itself; 95% interval; "
-            "q: paired t-test, adjusted over components")  # fmt: skip
-    metrics = list(table["metric"].unique())
-    metric = st.selectbox("Metric", metrics, key="compare-metric", width=240)
-    table = table[table["metric"] == metric]
-    left, right = st.columns(2, gap="large")
-    with left:
-        figure = plots.comparison(table, (name, other))
-        st.plotly_chart(figure, key="comparison", config={"displayModeBar": False})
-    order = table["difference"].abs().sort_values(ascending=False, kind="stable").index
-    columns = ["component", "position", "effect", "effect_other", "difference", "ci_low", "ci_high", "q", "n"]
-    with right:
-        st.text("Largest difference first")
-        st.dataframe(table.loc[order, columns], hide_index=True, height=480, column_config=state.number_columns(table))
-    exports(run | {"name": f"{name}-against-{other}"}, table, lambda: plots.comparison(table, (name, other)))
-    lines = ["from interp import Effects", "", f"first = Effects.load({str(run['path'])!r})"]
-    st.text("In a notebook")
-    st.code("\n".join([*lines, f"first.compare(Effects.load({str(against['path'])!r}))"]), language="python")
 
 
 def one_result(focus: state.Focus) -> None:
@@ -161,13 +149,16 @@ def one_result(focus: state.Focus) -> None:
     target, query = state.place(run)
     if target in PAGES:
         st.page_link(target, label=PAGES[target], query_params=query)
-    if (run["path"] / "effects.parquet").exists():
+    shown = findings(run)
+    if (run["path"] / "effects.parquet").exists() and "heads.parquet" not in shown:
         figures(run)
-    elif figure := readers.looked_at(run["path"]):
-        st.plotly_chart(figure, key="looked-at")
-    elif run.get("status") == "running":
+        shown.append("effects.parquet")
+    if not shown and run.get("status") == "running":
         st.text("It is still running: its results appear when they are written. Reload the page then.")
-    other_tables(run["path"])
+    elif not shown and folder == "runs":
+        st.text(f"Nothing to show: its status is {run.get('status')}, and it holds no result that this page knows. The "
+                "command below makes it again; if it was stopped, the same command continues.")  # fmt: skip
+    other_tables(run["path"], shown)
     provenance(run)
 
 
@@ -179,24 +170,25 @@ def figures(run: dict[str, Any]) -> None:
         return
     table, ticks = effects.rows, effects.about.get("ticks")
     for (method, metric), _ in table.groupby(["method", "metric"], sort=False):
-        figure = plots.effects(table, method=method, metric=metric, ticks=ticks)
+        figure = readers.drawn(
+            lambda method=method, metric=metric: plots.effects(table, method=method, metric=metric, ticks=ticks),
+            run["path"], "effects.parquet", of=("all", method, metric),
+        )  # fmt: skip
         st.plotly_chart(figure, key=f"figure-{method}-{metric}")
     st.dataframe(table, hide_index=True, column_config=state.number_columns(table))
     exports(run, table, lambda: plots.effects(table, ticks=ticks))
 
 
-def other_tables(folder: Path) -> None:
+def other_tables(folder: Path, shown: list[str]) -> None:
     """What else the run wrote: its tables, and the names of its files."""
-    shown: list[str] = ["effects.parquet"] if (folder / "effects.parquet").exists() else []
     report = folder / "report.html"
     if report.exists():
         st.download_button("The report, a page of its own", lambda: state.inside(report).read_bytes(), "report.html",
                            "text/html", on_click="ignore")  # fmt: skip
     for path in sorted(folder.glob("*.parquet")):
-        if path.name == "effects.parquet":
+        if path.name in shown:
             continue
-        with st.expander(f"Table {state.escape(path.name)}", expanded=len(shown) < OPEN):
-            shown.append(path.name)
+        with st.expander(f"Table {state.escape(path.name)}", expanded=not shown):
             try:
                 st.dataframe(readers.table(folder, path.name).head(1000), hide_index=True)
             except state.UNREADABLE as error:

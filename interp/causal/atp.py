@@ -68,7 +68,7 @@ def attribute(
                 found = [_summed((there[name] - here[name]) * slope[name], by[1]) for name in names]
             estimate[:, prompts] = _at_rows(task, prompts, found, by[1])
             bar.advance(len(prompts))
-    check_finite(model, torch.from_numpy(estimate))
+    check_finite(model, estimate)
     start, end = (sweeps.sweep(model, task, [], metrics=[metric], which=which).baseline for which in (target, source))
     ends = (start[metric], end[metric]) if method == "denoise" else (end[metric], start[metric])
     values = {(f"{method}-atp", metric): (start[metric] + estimate).astype(np.float32)}

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from interp.causal import sweeps
 from interp.causal.edges import WRITTEN, Elsewhere, check_split, outputs, places_of, written_sites
+from interp.causal.finished import Finished, Sum
 from interp.causal.graph import Graph
 from interp.data.metrics import METRICS, OF_SETS, check
 from interp.data.tasks import Task
@@ -51,9 +52,9 @@ def check_metric(metric: str, task: Task, *, at_clean: bool) -> None:
         raise InputError(f'the metric "{metric}" has no slope{where}: attribute logit_diff, loss or prob.')
 
 
-def check_finite(model: Model, estimate: Tensor) -> None:
+def check_finite(model: Model, estimate: Float[np.ndarray, "*any"]) -> None:
     """NotFinite where slopes have overflowed, as they do in float16."""
-    if not estimate.isfinite().all():
+    if not np.isfinite(estimate).all():
         dtype = str(model.dtype).removeprefix("torch.")
         raise NotFinite(f'slopes of "{model.name}" overflow in {dtype}: load it in float32 or bfloat16.')
 
@@ -147,13 +148,13 @@ def _through(norm: torch.nn.Module, x: Tensor, after: Tensor) -> Tensor:
 @torch.no_grad()
 def edge_scores(
     model: Model, task: Task, *, method: str = "eap-ig", metric: str | None = None, baseline: str = "counterfactual",
-    steps: int = 5, progress: bool = False,
+    steps: int = 5, progress: bool = False, finished: Finished | None = None,
 ) -> Float[np.ndarray, "sender receiver"]:  # fmt: skip
     """The estimated worsening of the metric when each edge alone is removed, mean over prompts; 0 where no edge is.
 
     2 forward passes and a backward one for "eap"; `steps` forward and backward ones more for "eap-ig", for each layer's
-    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory. InputError for a model whose parts do
-    not add up.
+    heads and MLP for "eap-ig-activations". Prompts go in chunks that fit memory; those that `finished` has are not run
+    again. InputError for a model whose parts do not add up.
     """
     if method not in METHODS:
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
@@ -165,10 +166,10 @@ def edge_scores(
     check_split(model, graph, task)
     elsewhere, tokens = Elsewhere(model, task, baseline), task.tokens("clean").to(model.device)
     limit = max(task.length, WRITTEN // (len(graph.senders) * model.d_model))
-    total = torch.zeros(graph.allowed.shape, dtype=torch.double)
+    total = Sum(finished, "edges", graph.allowed.shape)
     runs = _runs(model, graph, method, steps)
-    with Progress("attributing", len(runs) * len(task), progress) as bar:
-        for prompts in sweeps.batches(task, limit):
+    with Progress("attributing", len(runs) * len(task), progress, done=len(runs) * total.done) as bar:
+        for prompts in total.left(sweeps.batches(task, limit)):
             length = int(task.lengths[prompts[0]])
             mine, there = tokens[prompts, :length], elsewhere.of(prompts, length)
             last = layer_site(model.n_layers - 1, "resid_post")
@@ -181,11 +182,11 @@ def edge_scores(
                 for places, slope in slopes(model, graph, mine, value, between, start):
                     pattern = "sender prompt pos d_model, prompt pos place d_model -> sender place"
                     found = einsum(moved[senders], slope.detach(), pattern)
-                    total[senders, places] += weight * found.double().cpu()
+                    total.value[senders, places] += weight * found.double().cpu().numpy()
                 bar.advance(len(prompts))
-    check_finite(model, total)
+    check_finite(model, total.value)
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    return np.where(graph.allowed, sign * total.numpy() / len(task), 0)
+    return np.where(graph.allowed, sign * total.value / len(task), 0)
 
 
 def _runs(model: Model, graph: Graph, method: str, steps: int) -> list[tuple[str | None, float, float, slice, int]]:

@@ -86,6 +86,17 @@ class Circuit:
         })  # fmt: skip
         return table.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
 
+    def compare(self, other: Circuit) -> pd.DataFrame:
+        """A row an edge that both graphs have: `score` here and `score_other`, `in_graph` and `in_graph_other`; the
+        largest difference of scores first. InputError where the graphs share no edge. Scores of two methods, or of two
+        metrics, are in two units: then only their order and what is in both can be held beside each other."""
+        both = self.table().merge(other.table(), on=["edge", "sender", "receiver"], suffixes=("", "_other"))
+        if not len(both):
+            raise InputError(f"the circuits share no edge: {self.graph} and {other.graph}.")
+        order = (both["score"] - both["score_other"]).abs().sort_values(ascending=False, kind="stable").index
+        columns = ["edge", "sender", "receiver", "score", "score_other", "in_graph", "in_graph_other"]
+        return both.loc[order, columns].reset_index(drop=True)
+
     def top(self, n_edges: int, *, absolute: bool | None = None) -> Circuit:
         """The circuit of the `n_edges` strongest edges, pruned of nodes that nothing reaches or that reach nothing
         (so it may have fewer). `absolute`: a strong edge may also be one that hurts; as it was found if not given."""
@@ -265,8 +276,9 @@ def find_circuit(
         estimate = "eap-ig" if method == "greedy" else method
         settings |= {"steps": steps} if method != "eap" else {}
         scores = edge_scores(
-            model, task, method=estimate, metric=metric, baseline=baseline, steps=steps, progress=progress
-        )
+            model, task, method=estimate, metric=metric, baseline=baseline, steps=steps, progress=progress,
+            finished=finished,
+        )  # fmt: skip
     said = about(model, task, seed, **settings, threshold=threshold)
     circuit = Circuit(graph, scores, graph.allowed, said)
     if kept is not None and n_edges is None:

@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from interp import runs
 
@@ -68,3 +71,28 @@ class Finished:
     def clear(self) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Sum:
+    """A float64 sum over batches of prompts, called `name` in `finished`: `value` is what `done` prompts gave so far.
+
+    `for prompts in total.left(batches): total.value += ...` adds the batches that a killed run did not, in their order,
+    so that the sum is the same to the bit.
+    """
+
+    def __init__(self, finished: Finished | None, name: str, shape: tuple[int, ...]):
+        self.finished, self.name = Finished() if finished is None else finished, name
+        self.value, self.done = np.zeros(shape), 0
+        if name in self.finished:
+            *value, done = self.finished.get(name)
+            self.value, self.done = np.reshape(value, shape), int(done)
+
+    def left(self, batches: Iterable[Int[Tensor, " _"]]) -> Iterator[Int[Tensor, " _"]]:
+        """The batches that are not added yet; one is kept as added when the next is asked for."""
+        seen = 0
+        for prompts in batches:
+            seen += len(prompts)
+            if seen > self.done:
+                yield prompts
+                self.done = seen
+                self.finished.put(self.name, np.append(self.value, self.done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,8 +109,12 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
                 finished=finished,
             )  # fmt: skip
             circuit.save(path)
-            curve = measured(circuit, loaded, others, seed=c.seed, finished=finished)
-            verdict = _verdict(circuit, loaded, others, c.seed)
+            curve = measured(circuit, loaded, others, seed=c.seed, progress=True, finished=finished)
+            verdict = _verdict(circuit, loaded, others, c.seed, finished=finished)
+            if c.verify:
+                agreement = held(
+                    circuit, loaded, prompts, n_edges=c.verify, seed=c.seed, progress=True, finished=finished
+                )
         except InputError as error:
             if not (path / "circuit.json").exists():
                 raise
@@ -117,7 +122,6 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
         finally:
             finished.flush()
         if c.verify:
-            agreement = held(circuit, loaded, prompts, n_edges=c.verify, seed=c.seed)
             agreement.table().to_parquet(path / "verified.parquet", index=False)
             verdict += (
                 f" Scores against exact patching of {len(agreement.rows)} random edges: Spearman "
@@ -166,10 +170,11 @@ def score(
     with recorded(path, "circuit-score", settings, loaded, seed, overwrite):
         finished = Finished(path / "unfinished")
         try:
-            curve = found.curve(loaded, prompts, metric=metric, baseline=baseline, seed=seed, finished=finished)
+            given = {"metric": metric, "baseline": baseline, "finished": finished}
+            curve = found.curve(loaded, prompts, seed=seed, progress=True, **given)
+            verdict = _verdict(found, loaded, prompts, seed, **given)
         finally:
             finished.flush()
-        verdict = _verdict(found, loaded, prompts, seed, metric=metric, baseline=baseline)
         found.save(path)
         prompts.save(path / "prompts.jsonl", loaded)
         _keep(path, found, curve, verdict)
@@ -184,18 +189,37 @@ def show(
     top: Annotated[int, typer.Option(help="Edges to print.", min=1)] = 20,
     workspace: options.Workspace = options.WORKSPACE,
 ) -> None:
-    """What is in a circuit: its nodes and its strongest edges.
+    """What is in a circuit, of edges or of latents: its nodes and its strongest edges.
 
     Example: interp circuit show ioi-circuit --top 30
     """
+    folder = _folder(circuit, workspace)
+    if (folder / "feature_circuit.json").exists():
+        from sae.circuits import FeatureCircuit
+
+        latents = FeatureCircuit.load(folder)
+        size = f"{latents.n_nodes} of {len(latents.nodes):,} active nodes, {len(latents.edges):,} edges"
+        _header(size, latents.about)
+        table = latents.table()
+        _rows(table.loc[table.in_circuit, "node"][:top], table.loc[table.in_circuit, "score"])
+        _rows((latents.edges.sender + "->" + latents.edges.receiver)[:top], latents.edges.score)
+        return
     found = load(circuit, workspace)
-    said = found.about
-    print(f"{found.n_edges} of {len(found.graph.edges):,} edges, {len(found.nodes)} nodes: {' '.join(found.nodes)}")
+    size = f"{found.n_edges} of {len(found.graph.edges):,} edges, {len(found.nodes)} nodes: {' '.join(found.nodes)}"
+    _header(size, found.about)
+    table = found.table()
+    _rows(table.loc[table.in_graph, "edge"][:top], table.loc[table.in_graph, "score"])
+
+
+def _header(size: str, said: Mapping[str, Any]) -> None:
+    print(size)
     if "method" in said:
         print(f"found by {said['method']} on {said.get('task')} of {said['model']['name']}, {said.get('metric')}")
-    table = found.table()
-    for row in table[table.in_graph][:top].itertuples():
-        print(f"{row.edge:<24} {row.score:+.4g}")
+
+
+def _rows(names: Iterable[str], scores: Iterable[float]) -> None:
+    for name, score in zip(names, scores, strict=False):
+        print(f"{name:<24} {score:+.4g}")
 
 
 @app.command()
@@ -221,7 +245,7 @@ def compare(
 
 def load(name: str, workspace: Path) -> Circuit:
     """A circuit by a run's name, a folder or a file. MissingFile, with the nearest names, where there is none."""
-    path = Path(name) if Path(name).exists() else workspace / "runs" / name
+    path = _folder(name, workspace)
     if not path.exists():
         there = sorted(found.parent.name for found in (workspace / "runs").glob("*/circuit.json"))
         near = f" Nearest: {nearest(name, there)}." if there else " Make one with interp circuit find."
@@ -229,6 +253,11 @@ def load(name: str, workspace: Path) -> Circuit:
     from interp.causal.circuits import Circuit
 
     return Circuit.load(path)
+
+
+def _folder(name: str, workspace: Path) -> Path:
+    """A folder or a file as it is given, or a run by its name."""
+    return Path(name) if Path(name).exists() else workspace / "runs" / name
 
 
 def _task_of(name: str, workspace: Path) -> str | None:
@@ -272,7 +301,7 @@ def _two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, 
 
 
 def _verdict(circuit: Circuit, model: Model, task: Task, seed: int, **settings: Any) -> str:
-    f = circuit.faithfulness(model, task, seed=seed, **settings)
+    f = circuit.faithfulness(model, task, seed=seed, progress=True, **settings)
     return (
         f"{f.n_edges} edges ({f.n_edges / len(circuit.graph.edges):.1%}): faithfulness {f.value:.3f} "
         f"[{f.ci_low:.3f}, {f.ci_high:.3f}] on {f.n} prompts, {f.metric} {f.circuit:+.3f} of {f.model:+.3f} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
@@ -85,21 +85,28 @@ def features(
         raise InputError(f"dictionaries {', '.join(c.sae)}: each has a name of its own, by which its nodes are called.")
     import interp
     import sae as library
+    from interp.causal.finished import Finished
 
     dictionaries = {folder.name: library.load(folder) for folder in folders}
     loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
     prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
     settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
     with recorded(path, "circuit-features", settings, loaded, c.seed, c.overwrite):
-        circuit = library.find_feature_circuit(
-            loaded, prompts, dictionaries, method=c.method, n_nodes=c.n_nodes, absolute=c.absolute, metric=c.metric,
-            baseline=c.baseline, steps=c.steps, force=c.force, seed=c.seed, progress=True,
-        )  # fmt: skip
-        verdict = circuit.faithfulness(loaded, others, dictionaries, seed=c.seed)
-        latents = circuit.faithfulness(loaded, others, dictionaries, errors=False, seed=c.seed)
+        finished = Finished(path / "unfinished")
+        going: dict[str, Any] = {"seed": c.seed, "progress": True, "finished": finished}
+        try:
+            circuit = library.find_feature_circuit(
+                loaded, prompts, dictionaries, method=c.method, n_nodes=c.n_nodes, absolute=c.absolute, metric=c.metric,
+                baseline=c.baseline, steps=c.steps, force=c.force, **going,
+            )  # fmt: skip
+            verdict = circuit.faithfulness(loaded, others, dictionaries, **going)
+            latents = circuit.faithfulness(loaded, others, dictionaries, errors=False, **going)
+            if c.verify:
+                agreement = circuit.verify(loaded, prompts, dictionaries, n_nodes=c.verify, **going)
+        finally:
+            finished.flush()
         said = [_sentence("with errors as found", verdict), _sentence("without errors", latents)]
         if c.verify:
-            agreement = circuit.verify(loaded, prompts, dictionaries, n_nodes=c.verify, seed=c.seed, progress=True)
             agreement.table().to_parquet(path / "verified.parquet", index=False)
             said.append(
                 f"Scores against exact patching of {len(agreement.rows)} random nodes: Spearman "
@@ -108,6 +115,7 @@ def features(
         circuit.save(path)
         prompts.save(path / "prompts.jsonl", loaded)
         _keep(path, circuit, verdict, latents)
+        finished.clear()
     print("\n".join(said))
     for row in circuit.table()[:5].itertuples():
         print(f"{row.node:>24} {row.score:+.3f}")

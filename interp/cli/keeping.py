@@ -34,6 +34,6 @@ def recorded(
 ) -> AbstractContextManager[dict[str, Any]]:
     """`runs.recording` of what a model was asked."""
     return runs.recording(
-        path, kind=kind, config=config, model=model.provenance(), seed=seed, device=str(model.device),
+        path, kind=kind, config=config, model=model.provenance(), seed=seed, device=model.where,
         overwrite=overwrite,
     )  # fmt: skip

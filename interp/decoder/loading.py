@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from interp.decoder import families, memory, placing
+from interp.decoder import families, memory, placing, quantised
 from interp.decoder.adapters import Adapter, Live, on_base
 from interp.decoder.model import Model
 from interp.decoder.sources import check_hub, fingerprint, for_bridge, has_tokenizer, place, read_config, suggest
@@ -35,7 +35,7 @@ def load_model(
     adapter: str | Path | None = None,
     merged: bool = True,
     quantize: str | None = None,
-    max_memory: Mapping[int | str, int | str] | None = None,
+    max_memory: placing.Budget | None = None,
     offload: str | Path | None = None,
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
@@ -46,7 +46,7 @@ def load_model(
     off, `with model.adapted(False):`. UnknownModel where there is none.
 
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
-    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes). `interp.decoder.placing` says what is then not offered.
+    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes; NF4). `interp.decoder.placing` says what is then not offered.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
@@ -54,7 +54,6 @@ def load_model(
     wanted = dtype_of(dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = placing.arguments(name, device, max_memory=max_memory, offload=offload, quantize=quantize)
     try:
         torch.empty(0, device="cpu" if device == "auto" else device)
     except (RuntimeError, AssertionError) as error:
@@ -67,13 +66,22 @@ def load_model(
         raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
     if lora is not None and (config or {}).get("format") == "transformer_lens":
         raise InputError(f'"{name}" cannot be the base of {lora.path}: a Hugging Face model can.')
-    if where and (lora is not None or (config or {}).get("format") == "transformer_lens"):
-        what = f"{lora.path}, a LoRA," if lora is not None else f'"{name}", a TransformerLens model,'
-        raise InputError(f"{what} is loaded whole, on one device: not with device auto, 8bit or 4bit.")
+    if (device == "auto" or quantize) and lora is not None:
+        raise InputError(
+            f"{lora.path}, a LoRA, is merged into a model that is whole, on one device: not with device auto, 8bit or "
+            f"4bit. Make a model of it: interp model merge {name} {lora.path} --weights 1 --to DIR."
+        )
+    if (device == "auto" or quantize) and (config or {}).get("format") == "transformer_lens":
+        raise InputError(f'"{name}", a TransformerLens model, is loaded whole: not with device auto, 8bit or 4bit.')
+    where = placing.arguments(name, device, max_memory=max_memory, offload=offload, quantize=quantize)
     if config is not None and config.get("format") == "transformer_lens":
         return _load_transformer_lens(name, folder, config, device, wanted)
-    local = folder if config is not None else None
-    return _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
+    local, model = folder if config is not None else None, None
+    try:
+        model = _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
+    finally:
+        placing.keep_folder(None if model is None else model.plain, where)
+    return model
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -131,7 +139,7 @@ def _load_hugging_face(
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
     if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
         raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
-    hf.eval()
+    quantised.multiply_exactly(hf.eval())
     live = None
     if adapter is not None:
         live = None if merged else Live(adapter, hf, fingerprint(hf.config.to_dict(), hf.state_dict()))
@@ -150,7 +158,10 @@ def _load_hugging_face(
         raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
     families.check_bridge(name, bridge)
     families.split_heads(bridge)
-    model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf))
+    model = Model(
+        name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf),
+        quantisation=quantised.described(hf),
+    )  # fmt: skip
     if adapter is not None:
         model.name, model.live, model.adapter = adapter.path, live, adapter.about(name, digest)
     return model

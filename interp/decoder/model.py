@@ -40,11 +40,13 @@ class Model:
         revision: str | None = None,
         plain: torch.nn.Module | None = None,
         unread: str = "",
+        quantisation: str | None = None,
     ):
         self.name, self.bridge, self.tokenizer, self.plain = name, bridge, tokenizer, plain
         self.fingerprint, self.revision, self.processing = fingerprint, revision, "none"
         self.unread = unread
         """Why weights cannot be read as numbers (`interp.decoder.placing`); empty where they can."""
+        self.quantisation = quantisation
         self.lock = threading.RLock()
         self.live: Live | None = None
         self.adapter: dict[str, Any] | None = None
@@ -140,6 +142,13 @@ class Model:
         return placing.entrance(self.plain) if device.type == "meta" else device
 
     @property
+    def where(self) -> str:
+        """What results say of where it ran: its device; of a model that is spread, each module's."""
+        placed = {} if self.plain is None else placing.device_map(self.plain)
+        spread = "; ".join(f"{name} on {place}" for name, place in placed.items())
+        return f"auto: {spread}" if len(set(placed.values())) > 1 or "disk" in placed.values() else str(self.device)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.bridge.parameters()).dtype
 
@@ -208,11 +217,14 @@ class Model:
         return [n for n in before if n in known] + blocks + [n for n in after if n in known]
 
     def provenance(self) -> dict[str, Any]:
-        """What a result says of its model: name, revision, fingerprint, dtype, processing."""
+        """What a result says of its model: name, revision, fingerprint, dtype, processing; of an adapter and of
+        quantised weights what they are."""
         return {
             "name": self.name, "revision": self.revision, "fingerprint": self.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."), "processing": self.processing,
-        } | ({} if self.adapter is None else {"adapter": self.adapter})  # fmt: skip
+        } | {
+            key: said for key, said in (("adapter", self.adapter), ("quantisation", self.quantisation)) if said
+        }  # fmt: skip
 
     @property
     def bos(self) -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.model import Model
-from interp.decoder.placing import needs_weights
+from interp.decoder.placing import as_numbers
 
 
 def _plain(model: Model, layer: int) -> Module:
@@ -49,8 +49,17 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
 
 def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
     """W_Q, W_K or W_V for `which` "q", "k" or "v"."""
-    needs_weights(model, f"W_{which.upper()} of heads")
-    return getattr(model.bridge.blocks[layer].attn, f"W_{which.upper()}")
+    return _of_attention(model, layer, f"W_{which.upper()}", which)
+
+
+def _of_attention(model: Model, layer: int, name: str, part: str) -> Tensor | None:
+    """A matrix of the heads, or a bias, as numbers, wherever and however they are kept."""
+    attention = model.bridge.blocks[layer].attn
+    if not model.unread:
+        return getattr(attention, name)
+    with as_numbers(attention._modules[part]):
+        found = getattr(attention, name)
+        return None if found is None else found.detach().clone().to(model.device)
 
 
 def projected(
@@ -59,7 +68,7 @@ def projected(
     """The q, k or v of heads that each read their own `x`; it stands where `hook_q`, ... stand."""
     read = norm(model, layer, "attn")(x)
     found = einsum(read, weights(model, layer, which), "... head d_model, head d_model d_head -> ... head d_head")
-    bias = getattr(model.bridge.blocks[layer].attn, f"b_{which.upper()}")
+    bias = _of_attention(model, layer, f"b_{which.upper()}", which)
     return found if bias is None else found + bias
 
 
@@ -67,14 +76,13 @@ def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "*batch pos head d_head"]
 ) -> Float[Tensor, "*batch pos head d_model"]:
     """What each head writes, without the layer's bias."""
-    needs_weights(model, "what single heads write")
-    W_O = model.bridge.blocks[layer].attn.W_O
+    W_O = _of_attention(model, layer, "W_O", "o")
     return einsum(z, W_O, "... head d_head, head d_head d_model -> ... head d_model")
 
 
 def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
     """What attention writes whatever it reads."""
-    bias = model.bridge.blocks[layer].attn.b_O
+    bias = _of_attention(model, layer, "b_O", "o")
     return 0.0 if bias is None else bias
 
 

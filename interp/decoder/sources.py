@@ -54,19 +54,23 @@ def config_of(name: str, revision: str | None = None) -> Any:
 
 
 def check_hub(name: str, revision: str | None) -> None:
-    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s)."""
+    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s), or not
+    to be asked: HF_HUB_OFFLINE is set."""
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
 
     from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
-        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            urlopen(constants.ENDPOINT, timeout=10).close()
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        urlopen(constants.ENDPOINT, timeout=10).close()
     except HTTPError:
         pass  # it answers
-    except (HFValidationError, URLError, TimeoutError) as error:
+    except (HFValidationError, OfflineModeIsEnabled, URLError, TimeoutError) as error:
         raise UnknownModel(
             f'no model "{name}": not a local folder, and not to be had from the Hugging Face hub ({error}). '
             f"{suggest(name)}"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.decoder import placing
 from interp.decoder.adapters import read_adapter
 from interp.decoder.sources import place, read_config
 
@@ -32,7 +33,8 @@ def plain_twin(hf: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"] | None:
-    """Logits of a fresh plain Hugging Face model of the same name, dtype and device; None for TransformerLens."""
+    """Logits of a fresh plain Hugging Face model of the same name, dtype and places; of quantised weights as
+    transformers makes numbers of them. None for TransformerLens."""
     from transformers import AutoModelForCausalLM
 
     name = model.name if model.adapter is None else model.adapter["base"]
@@ -40,8 +42,14 @@ def plain_logits(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Float[Tenso
     if (folder / "config.json").exists() and read_config(folder).get("format") == "transformer_lens":
         return None
     source = str(folder) if folder.exists() else name
-    hf = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, revision=model.revision, use_safetensors=True)
+    placed = {} if model.plain is None else placing.again(model.plain)
+    hf = AutoModelForCausalLM.from_pretrained(
+        source, dtype=model.dtype, revision=model.revision, use_safetensors=True, **placed
+    )
     hf.config._experts_implementation = getattr(model.plain.config, "_experts_implementation", None)
     if model.adapter is not None:
         read_adapter(model.adapter["path"]).merge(hf, model.adapter["scale"])
-    return hf.to(model.device).eval()(tokens.to(model.device)).logits
+    placing.keep_folder(hf, placed)
+    if model.quantisation:
+        hf = hf.dequantize()
+    return (hf if placed else hf.to(model.device)).eval()(tokens.to(model.device)).logits

@@ -33,7 +33,7 @@ from interp.causal.sweeps import batches, tokens_at_once
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured, edited
 from interp.decoder.model import Model
-from interp.decoder.placing import needs_weights
+from interp.decoder.placing import as_numbers
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses.reading import one_prompt
@@ -199,7 +199,6 @@ def direction(
 ) -> tuple[Float[Tensor, "read d_model"], Float[Tensor, "read 2"]]:
     """d (logit difference) / d (last residual stream) with the scale of the last layer norm held, in float64; and what
     its bias and the unembedding's add to the difference. `wrong` -1: of the answer's logit alone."""
-    needs_weights(model, "direct logit attribution")
     tokens = torch.stack([answer, wrong.clamp(min=0)], 1)
     sign = torch.stack([torch.ones_like(wrong), -(wrong >= 0).long()], 1)
     scale = [name for name in model.scales if name.startswith("ln_final.")]
@@ -207,7 +206,8 @@ def direction(
         x = final.detach().clone().requires_grad_()
         (u,) = torch.autograd.grad((model.head(x, tokens) * sign).sum(), x)
     both = (model.head(torch.zeros_like(final), tokens).double() * sign).sum(1)
-    unembed = (model.bridge.unembed.b_U[tokens].double() * sign).sum(1)
+    with as_numbers(model.bridge.unembed):
+        unembed = (model.bridge.unembed.b_U[tokens].double() * sign).sum(1)
     return u.double(), torch.stack([both - unembed, unembed], 1)
 
 

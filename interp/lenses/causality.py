@@ -48,7 +48,7 @@ class HeadsAndEffects:
         """Each head's score and effect, with their intervals."""
         from interp.plots.heads import score_and_effect
 
-        return score_and_effect(self.table(), check_score(score), "loss of the second copy", self.spearman(score))
+        return score_and_effect(self.table(), check_score(score), "loss of the second copy")
 
     def sentence(self) -> str:
         """Whether the induction heads are those that do harm when ablated, in a line: their places among all heads of

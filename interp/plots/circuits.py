@@ -188,6 +188,33 @@ def agreement(table: pd.DataFrame, spearman: float, pearson: float) -> go.Figure
     return figure
 
 
+def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
+    """Every edge of `Circuit.compare` at its score in the second circuit (x) and in the first (y): those in both
+    circuits, in one, in neither; on the line the scores agree."""
+    one, two = table["in_graph"], table["in_graph_other"]
+    kinds = [("in neither", ~one & ~two, "rgba(128,128,128,.35)"), (f"only in {names[0]}", one & ~two, RED),
+             (f"only in {names[1]}", ~one & two, BLUE), ("in both", one & two, ORANGE)]  # fmt: skip
+    figure = go.Figure()
+    for name, which, colour in kinds:
+        rows = table[which]
+        figure.add_scatter(
+            x=rows["score_other"], y=rows["score"], mode="markers", name=escaped(f"{name}: {len(rows):,}"),
+            text=rows["edge"].map(escaped), marker={"color": colour, "size": 5 if name == "in neither" else 8},
+            hovertemplate="%{text}<br>%{y:+.3g}, other %{x:+.3g}<extra></extra>",
+        )  # fmt: skip
+    both = table[["score", "score_other"]]
+    ends = [float(both.min().min()), float(both.max().max())]
+    line = {"color": GREY, "dash": "dot"}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    axis = {"gridcolor": "rgba(128,128,128,.2)", "zerolinecolor": "rgba(128,128,128,.4)"}
+    first, second = (f"score in {escaped(name)}" for name in names)
+    return figure.update_layout(
+        xaxis=axis | {"title": second}, yaxis=axis | {"title": first},
+        height=480, margin={"t": 20, "l": 60, "r": 20, "b": 90}, plot_bgcolor=CLEAR, showlegend=True,
+        legend={"orientation": "h", "y": -0.16},
+    )  # fmt: skip
+
+
 def features(
     nodes: pd.DataFrame, edges: pd.DataFrame, *, selected: str | None = None, labels: Mapping[str, str] | None = None
 ) -> go.Figure:

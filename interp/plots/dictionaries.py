@@ -33,18 +33,21 @@ def frontier(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def training(log: pd.DataFrame) -> go.Figure:
+def training(log: pd.DataFrame, *, beside: pd.DataFrame | None = None, names: tuple[str, str] = ("", "")) -> go.Figure:
     """The lines of a train_log.csv over tokens: loss, FVU (variance left unexplained), L0 (latents active on a token)
-    and dead latents, each on its own scale."""
+    and dead latents, each on its own scale. `beside`: the log of another, in red; `names` are those of the two."""
     panels = {"loss": "loss", "fvu": "FVU", "l0": "L0", "dead": "dead latents"}
     figure = go.Figure()
     layout, titles = {}, []
     for k, (column, title) in enumerate(panels.items()):
         axis, (row, side) = "" if k == 0 else str(k + 1), divmod(k, 2)
-        figure.add_scatter(
-            x=log["tokens"], y=log[column], mode="lines", name=title, line={"color": BLUE, "width": 2},
-            xaxis=f"x{axis}", yaxis=f"y{axis}", hovertemplate="%{x:,} tokens: %{y:.4g}<extra></extra>",
-        )  # fmt: skip
+        logs = [(log, names[0], BLUE)] if beside is None else [(log, names[0], BLUE), (beside, names[1], RED)]
+        for one, name, colour in logs:
+            figure.add_scatter(
+                x=one["tokens"], y=one[column], mode="lines", name=escaped(name) or title, xaxis=f"x{axis}",
+                line={"color": colour, "width": 2}, showlegend=k == 0, yaxis=f"y{axis}",
+                hovertemplate="%{x:,} tokens: %{y:.4g}<extra></extra>",
+            )  # fmt: skip
         left, bottom = 0.54 * side, 0.58 * (1 - row)
         layout[f"xaxis{axis}"] = {"domain": [left, left + 0.46], "anchor": f"y{axis}", "title": "tokens" if row else ""}
         layout[f"yaxis{axis}"] = {"domain": [bottom, bottom + 0.38], "anchor": f"x{axis}"}
@@ -53,8 +56,8 @@ def training(log: pd.DataFrame) -> go.Figure:
         titles.append({"text": title, "x": left, "y": bottom + 0.39, "xref": "paper", "yref": "paper",
                        "showarrow": False, "xanchor": "left", "yanchor": "bottom"})  # fmt: skip
     return figure.update_layout(
-        **layout, annotations=titles, showlegend=False, height=440, template="plotly_white",
-        margin={"t": 30, "l": 50, "r": 20, "b": 50},
+        **layout, annotations=titles, showlegend=beside is not None, height=440, template="plotly_white",
+        margin={"t": 30, "l": 50, "r": 20, "b": 50}, legend={"orientation": "h", "y": -0.12},
     )  # fmt: skip
 
 

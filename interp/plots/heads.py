@@ -142,9 +142,11 @@ def _order(head: str) -> tuple[int, int]:
     return int(layer), int(index)
 
 
-def score_and_effect(rows: pd.DataFrame, score: str, metric: str, spearman: float) -> go.Figure:
-    """Each head's score against the harm that its ablation does, both with their 95% intervals. Harm is on a log axis:
-    heads that do less than `FLOOR` of it, or good, are hollow and stand on the floor."""
+def score_and_effect(rows: pd.DataFrame, score: str, metric: str) -> go.Figure:
+    """Each head's score against the harm that its ablation does, both with their 95% intervals, and their rank
+    correlation. Harm is on a log axis: heads that do less than `FLOOR` of it, or good, are hollow and stand on the
+    floor."""
+    spearman = rows[[score, "effect"]].rank().corr().iloc[0, 1]
     harm, some = rows["effect"].clip(lower=FLOOR), rows["effect"] > FLOOR
     told = (rows[score] > 0.3) | (rows["effect"] > 10 * FLOOR)
     order, sides = rows[score].rank().astype(int), ("top center", "bottom center")

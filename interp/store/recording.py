@@ -116,7 +116,7 @@ def record(
     }  # fmt: skip
     config = json.loads(json.dumps(config))  # as run.json gives it back
     with runs.recording(
-        out, kind="record", config=config, model=model.provenance(), seed=0, device=str(model.device),
+        out, kind="record", config=config, model=model.provenance(), seed=0, device=model.where,
         overwrite=overwrite,
     ):  # fmt: skip
         manifest = read_manifest(out)
