@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -192,12 +192,12 @@ def write_focus(**changes: Any) -> None:
 
 def choose(
     label: str, options: list[Any], field: str, current: Any, *, resets: Sequence[str] = (), empty: str | None = None,
-    **kwargs: Any,
+    whole: bool = False, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """A select box that shows `current` (or the first option) and writes what is picked into a field of the Focus.
 
     The fields `resets` are taken out of the URL then. `empty` stands in the box where nothing is chosen, if that may
-    be.
+    be. `whole`: a box in a `part` on which more of the page hangs than that part.
     """
     key = f"choose-{field}"
     st.session_state[key] = current if current in options else None if empty else options[0]
@@ -206,6 +206,8 @@ def choose(
 
     def pick() -> None:
         write_focus(**{field: st.session_state[key]}, **dict.fromkeys(resets))
+        if whole:
+            st.rerun()
 
     return st.selectbox(label, options, key=key, on_change=pick, **({"index": None} if empty else {}), **kwargs)
 
@@ -225,7 +227,10 @@ def clicked(key: str) -> str | None:
 
 def link(page: str, label: str, **changes: Any) -> None:
     """A link to a page that keeps the Focus of the address but for `changes`; nothing in `label` is markup."""
-    go(page, label, asked_for().query(**changes))
+    if page == st.session_state.get("page"):
+        _button(label, changes, lambda: asked_for().query(**changes))  # the Focus at the click: a `part` may have moved
+    else:
+        go(page, label, asked_for().query(**changes))
 
 
 def go(page: str, label: str, query: dict[str, str]) -> None:
@@ -233,13 +238,32 @@ def go(page: str, label: str, query: dict[str, str]) -> None:
     open: there it is a button that writes them."""
     if page != st.session_state.get("page"):
         st.page_link(page, label=escape(label), query_params=query)
-        return
-    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(query.items()))}"
-    st.button(escape(label), key=key, type="tertiary", on_click=_arrive, args=(query,))
+    else:
+        _button(label, query, lambda: query)
 
 
-def _arrive(query: dict[str, str]) -> None:
-    st.query_params.from_dict(query)
+def _button(label: str, told_apart_by: dict[str, Any], query: Callable[[], dict[str, str]]) -> None:
+    """A link to the page that is open, with the parameters that `query` gives when it is clicked."""
+
+    def arrive() -> None:
+        st.query_params.from_dict(query())
+        st.rerun()  # all of the page, also where the button stands in a part of it
+
+    key = f"link-{label}-{'-'.join(f'{name}={value}' for name, value in sorted(told_apart_by.items()))}"
+    st.button(escape(label), key=key, type="tertiary", on_click=arrive)
+
+
+@st.fragment
+def part(show: Callable[..., None], *given: Any) -> None:
+    """A part of a page that holds a selection and what follows from it: `show(focus, *given)`. What is chosen inside it
+    draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is, but for the bar
+    of pages, whose links keep the Focus."""
+    if draw_bar := st.session_state.get("draw-bar"):
+        draw_bar()
+    try:
+        show(asked_for(), *given)
+    except Exception as error:  # as on any page: outside `main.py` streamlit would show the traceback
+        problem("This part of the page cannot be shown: a file of the workspace is not what it should be.", error)
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:

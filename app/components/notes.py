@@ -31,8 +31,12 @@ def pin_box(run: dict[str, Any], component: str) -> None:
     """Whether a node stays in sight, however few edges are shown."""
     key = f"pin-{run['name']}-{component}"
     st.session_state[key] = component in pinned(run)
-    st.toggle("Pin: stays in sight, however few edges are shown", key=key,
-              on_change=lambda: _try(lambda: notes.pin(run["path"], component, st.session_state[key])))  # fmt: skip
+
+    def save() -> None:
+        _try(lambda: notes.pin(run["path"], component, st.session_state[key]))
+        st.rerun()  # the graph shows it, too
+
+    st.toggle("Pin: stays in sight, however few edges are shown", key=key, on_change=save)
 
 
 def label_box(run: dict[str, Any], component: str) -> None:
@@ -51,6 +55,7 @@ def label_box(run: dict[str, Any], component: str) -> None:
 
     def save_label() -> None:
         _try(lambda: notes.label(run["path"], component, st.session_state[f"label-{key}"]))
+        st.rerun()  # tables and graphs of the page show it, too
 
     def save_lists() -> None:
         wanted = st.session_state[f"lists-{key}"]

@@ -15,6 +15,7 @@ from app.components.links import links
 from app.components.notes import label_box
 from app.components.provenance import provenance
 from interp import plots
+from interp.causal.effects import Effects
 
 COLUMNS = ["component", "position", "effect", "ci_low", "ci_high", "q", "baseline", "value", "effect_std", "n"]
 COMMAND = "interp ablate --model bundled --task ioi --components heads --method mean --out ioi-heads"
@@ -41,18 +42,26 @@ def page() -> None:
     rows = effects.rows
     table = choices(focus, run, ablations, rows[rows["kind"] != "random"])
     left, right = st.columns([11, 9], gap="large")
+    state.part(selection, run, effects, table, left.container(), right)
+    with left:
+        effects_of.all_rows(run, table, COLUMNS, "components")
+    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
+    st.subheader("Where this comes from", anchor=False)
+    provenance(run, snippet=effects_of.snippet(run["path"]))
+
+
+def selection(
+    focus: state.Focus, run: dict[str, Any], effects: Effects, table: pd.DataFrame, left: Any, right: Any
+) -> None:
+    """The map, and the component that was clicked."""
     with left:
         row = the_map(focus, table)
-        effects_of.all_rows(run, table, COLUMNS, "components")
     with right:
         st.subheader(state.escape(effects_of.title(row)), anchor=False)
         effects_of.numbers(row, NAMES)
         label_box(run, row["component"])
         links(run, row["component"], here=state.ABLATION)
         effects_of.by_prompt(run["path"], effects, row, NAMES)
-    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
-    st.subheader("Where this comes from", anchor=False)
-    provenance(run, snippet=effects_of.snippet(run["path"]))
 
 
 def heading(run: dict[str, Any]) -> None:

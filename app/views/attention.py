@@ -33,6 +33,11 @@ def page() -> None:
     except state.UNREADABLE as error:
         state.problem("Attention of this text cannot be shown.", error)
         return
+    state.part(selection, chosen, seen, values, formula, signed)
+
+
+def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, formula: str, signed: bool) -> None:
+    """The patterns, the head and the query that were clicked."""
     table = seen.table()
     head = focus.head if focus.head in set(table["component"]) else _first(table)
     if focus.head not in (None, head):

@@ -19,6 +19,7 @@ from app.components.prompt_pair import prompt_pair
 from app.components.provenance import provenance
 from app.components.token_strip import visible
 from interp import plots
+from interp.causal.effects import Effects
 
 COLUMNS = ["component", "position", "normalized", "effect", "ci_low", "ci_high", "q", "baseline", "value", "n"]
 COMMAND = "interp patch --model bundled --task ioi --site resid_pre --by layer,position --n 100 --out ioi-patch"
@@ -60,21 +61,31 @@ def page() -> None:
     heading(run, patchings, table["method"].iloc[0])
     above = st.container() if table["position"].nunique() > WIDE else None
     left, right = st.columns([11, 9], gap="large")
-    with above or left:
-        row = the_map(focus, table, effects.about.get("ticks"))
+    state.part(selection, run, effects, table, pairs, above or left.container(), left.container(), right)
     with left:
-        the_prompts(focus, pairs, row, table)
         effects_of.all_rows(run, table, COLUMNS, "cells")
+    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
+    st.subheader("Where this comes from", anchor=False)
+    provenance(run, snippet=effects_of.snippet(run["path"]))
+
+
+def selection(
+    focus: state.Focus, run: dict[str, Any], effects: Effects, table: pd.DataFrame, pairs: list[dict[str, Any]],
+    the_top: Any, below: Any, right: Any,
+) -> None:  # fmt: skip
+    """The map, the cell that was clicked, and the prompts with its position."""
+    with the_top:
+        row = the_map(focus, table, effects.about.get("ticks"))
     with right:
         st.subheader(state.escape(effects_of.title(row)), anchor=False)
         names = (STARTS.get(kind_of(row["method"]), "before"), "patched")
         effects_of.numbers(row, names)
+    with below:
+        the_prompts(focus, pairs, row, table)
+    with right:
         links(run, row["component"], here=state.PATCHING)
         effects_of.by_prompt(run["path"], effects, row, names)
         label_box(run, row["component"])
-    exports(run, effects.rows, lambda: plots.effects(table, ticks=effects.about.get("ticks")))
-    st.subheader("Where this comes from", anchor=False)
-    provenance(run, snippet=effects_of.snippet(run["path"]))
 
 
 def kind_of(method: str) -> str:

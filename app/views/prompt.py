@@ -40,25 +40,30 @@ def page() -> None:
     except state.UNREADABLE as error:
         state.problem("The model cannot read this.", error)
         return
-    rows, position = lens.rows, at(focus, chosen)
-    _strip(focus, chosen, rows, position)
-    _pair(chosen, focus)
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        _lens(focus, chosen, position)
-    with right:
-        _next(chosen, rows, position)
-        _links(position)
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        _attribution(focus, chosen, rows, position)
-    with right:
-        _latents(focus, chosen, position)
+    state.part(selection, chosen, lens.rows)
     source(
         chosen, lens.table().drop(columns=["top_id"]), lambda: lens.figure(_colour(focus)), name="logit-lens",
         command=["lens", "show", chosen.text],
         lines=f'lens = interp.logit_lens(model, text, edits=edits)\nlens.figure("{_colour(focus)}")',
     )  # fmt: skip
+
+
+def selection(focus: state.Focus, chosen: Asked, rows: pd.DataFrame) -> None:
+    """The text and the position that was clicked: what the layers say there, what writes it, what fires."""
+    position = at(focus, chosen)
+    _strip(focus, chosen, rows, position)
+    _pair(chosen, focus)
+    left, right = st.columns([3, 2], gap="large")
+    with right:
+        _next(chosen, rows, position)
+        _links(position)
+    with left:
+        _lens(focus, chosen, position)
+    left, right = st.columns([3, 2], gap="large")
+    with right:
+        _latents(focus, chosen, position)
+    with left:
+        _attribution(focus, chosen, rows, position)  # last: it asks the model
 
 
 def _strip(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position: int) -> None:
@@ -114,7 +119,7 @@ def _colour(focus: state.Focus) -> str:
 def _lens(focus: state.Focus, chosen: Asked, position: int) -> None:
     st.subheader("What each layer would say next", anchor=False)
     colour = state.choose("Colour of a cell", list(LENS), "metric", _colour(focus), format_func=LENS.get,
-                          label_visibility="collapsed")  # fmt: skip
+                          label_visibility="collapsed", whole=True)  # fmt: skip
     n = min(14, len(chosen.tokens))
     first = max(0, min(position - n // 2, len(chosen.tokens) - n))
     grid = live.lens_cells(chosen.model, chosen.tokens, chosen.edit, colour, first, n)

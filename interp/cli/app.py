@@ -56,6 +56,7 @@ def command(script: Path, workspace: Path, host: str, port: int, headless: bool)
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "runner.magicEnabled": "false",
+        "runner.postScriptGC": "false",  # a whole collection holds a click's last messages back; python does its own
         "client.toolbarMode": "minimal",
         "logger.hideWelcomeMessage": "true",  # and with it an advertisement inside the page
     }
