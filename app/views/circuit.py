@@ -14,7 +14,7 @@ from app.components.links import links
 from app.components.notes import label_box, labels, pin_box, pinned
 from app.components.provenance import provenance
 from interp.causal.circuits import Circuit
-from interp.causal.graph import component
+from interp.causal.graph import component, edge_title
 from interp.plots import circuits as plots
 from sae.circuits import FeatureCircuit
 
@@ -92,7 +92,7 @@ def selection(
     kept = table[table["in_graph"]]
     inside = {name: node for name, node in nodes.items() if node in {*shown.nodes, *pins}}
     edge = focus.edge if focus.edge in set(kept["edge"]) else None
-    node = None if edge else inside.get(focus.head or "")
+    node = None if edge else inside.get(component(focus.head or ""))  # a3.h4, as files have it, is L3H4
     with right:
         if edge:
             one_edge(run, kept[kept["edge"] == edge].iloc[0])
@@ -116,7 +116,7 @@ def selection(
 
 
 def one_edge(run: dict[str, Any], row: pd.Series) -> None:
-    st.subheader(state.escape(row["edge"]), anchor=False)
+    st.subheader(state.escape(edge_title(row["edge"])), anchor=False)
     st.metric("score", f"{row['score']:+.4g}", help=SCORE)
     for end in (row["sender"], row["receiver"]):
         links(run, component(end), here=state.CIRCUIT)
@@ -125,7 +125,7 @@ def one_edge(run: dict[str, Any], row: pd.Series) -> None:
 def one_node(run: dict[str, Any], node: str, kept: pd.DataFrame) -> None:
     """A node: where else it can be looked at, its edges, its label."""
     name = component(node)
-    st.subheader(state.escape(node if name == node else f"{node} = {name}"), anchor=False)
+    st.subheader(state.escape(name), anchor=False)
     links(run, name, here=state.CIRCUIT)
     ends = kept["receiver"].str.replace(r"<[qkv]>", "", regex=True)
     st.text("Its edges, the strongest first; choose a row")
@@ -179,9 +179,11 @@ def edge_table(table: pd.DataFrame, key: str, *, height: int) -> None:
         if row is not None and row < len(names):
             state.write_focus(edge=names[row], head=None)
 
+    shown = pd.DataFrame({"edge": [edge_title(name) for name in names], "score": table["score"].tolist(),
+                          "in circuit.json": names})  # fmt: skip
     st.dataframe(
-        table[["edge", "sender", "receiver", "score"]], key=key, on_select=pick, selection_mode="single-row",
-        hide_index=True, height=height, column_config={"score": st.column_config.NumberColumn(format="%+.4f")},
+        shown, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=height,
+        column_config={"score": st.column_config.NumberColumn(format="%+.4f", help=SCORE)},
     )  # fmt: skip
 
 
