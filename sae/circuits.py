@@ -114,6 +114,7 @@ class FeatureCircuit:
     def faithfulness(
         self, model: Model, task: Task, dictionaries: Mapping[str, Dictionary], *, errors: bool | None = None,
         metric: str | None = None, baseline: str | None = None, n_random: int = 5, seed: int = 0,
+        progress: bool = False,
     ) -> Verdict:  # fmt: skip
         """How much of what the model does is done with these nodes alone: (m(C) - m(nothing)) / (m(M) - m(nothing)) of
         means over prompts, 1 all, 0 as with no node; and completeness, the same of all other nodes without these (0:
@@ -129,7 +130,9 @@ class FeatureCircuit:
         sets = [own, *(self._random(own, seed + k) for k in range(n_random))]
         kept = np.stack([mask_of(patcher.places, names) for names in sets])
         ends = np.stack([np.ones(patcher.n_nodes, bool), np.zeros(patcher.n_nodes, bool)])
-        values = patcher.score(np.concatenate([ends, kept, ~kept])).astype(np.float64)
+        kept = np.concatenate([ends, kept, ~kept])
+        with Progress("judging the circuit", len(kept) * len(task), progress) as bar:
+            values = patcher.score(kept, advance=bar.advance).astype(np.float64)
         f = relative(values, "nodes").reshape(2, len(sets))
         low, high = interval(values, seed, lambda shares: shares[:, [0, len(sets)]])
         others = f[:, 1:] if n_random else np.full((2, 1), np.nan)

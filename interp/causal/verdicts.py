@@ -28,6 +28,7 @@ from interp.data.tasks import Task
 from interp.decoder.model import Model
 from interp.errors import InputError
 from interp.plots import LOWER_IS_BETTER
+from interp.progress import Progress
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -58,13 +59,13 @@ class Faithfulness:
 
 def faithfulness(
     circuit: Circuit, model: Model, task: Task, *, n_edges: int | None = None, metric: str | None = None,
-    baseline: str | None = None, n_random: int = 5, seed: int = 0,
+    baseline: str | None = None, n_random: int = 5, seed: int = 0, progress: bool = False,
 ) -> Faithfulness:  # fmt: skip
     """f of the circuit, or of its `n_edges` strongest edges. Metric and baseline are those it was found with."""
     circuit = circuit.on(model) if n_edges is None else circuit.on(model).top(n_edges)
     patcher = _patcher(circuit, model, task, metric, baseline)
     others = [circuit.random(circuit.n_edges, seed + k).kept for k in range(n_random)]
-    values = _values(patcher, [circuit.kept, *others])
+    values = _values(patcher, [circuit.kept, *others], shown="judging the circuit" if progress else "")
     f, (low, high) = relative(values), interval(values, seed, lambda shares: shares[:, 0])
     whole, nothing, alone = values[:3].mean(1)
     return Faithfulness(
@@ -102,7 +103,7 @@ class Curve:
 def curve(
     circuit: Circuit, model: Model, task: Task, *, sizes: Sequence[float] = SIZES, absolute: bool | None = None,
     metric: str | None = None, baseline: str | None = None, n_random: int = 3, seed: int = 0,
-    finished: Finished | None = None,
+    finished: Finished | None = None, progress: bool = False,
 ) -> Curve:  # fmt: skip
     """The circuits of the strongest edges at each size, one after the other."""
     circuit = circuit.on(model)
@@ -110,7 +111,8 @@ def curve(
     numbers = [max(1, round(size * len(circuit.graph.edges))) for size in sizes]
     ours = [circuit.top(n, absolute=absolute).kept for n in numbers]
     drawn = [circuit.random(int(kept.sum()), seed + k).kept for k in range(n_random) for kept in ours]
-    values = _values(patcher, [*ours, *drawn], name="curve")
+    shown = "judging circuits of all sizes" if progress else ""
+    values = _values(patcher, [*ours, *drawn], name="curve", shown=shown)
     f, n = relative(values), len(sizes)
     others = f[n:].reshape(n_random, n)
     own = np.concatenate([values[:2], values[2 : 2 + n]])
@@ -179,12 +181,14 @@ def _patcher(
 
 
 def _values(
-    patcher: Patcher, kept: Sequence[Bool[np.ndarray, "sender receiver"]], name: str = ""
+    patcher: Patcher, kept: Sequence[Bool[np.ndarray, "sender receiver"]], name: str = "", shown: str = ""
 ) -> Float[np.ndarray, "set prompt"]:
-    """The metric of the model, of nothing, and of each circuit alone."""
+    """The metric of the model, of nothing, and of each circuit alone; how far it is, under the title `shown`."""
     everything = patcher.graph.allowed
     removed = np.stack([everything & ~one for one in (everything, np.zeros_like(everything), *kept)])
-    return patcher.score(removed, name=name)[patcher.metrics[0]].astype(np.float64)
+    with Progress(shown, removed.shape[0] * len(patcher.task), bool(shown)) as bar:
+        values = patcher.score(removed, name=name, advance=bar.advance)
+    return values[patcher.metrics[0]].astype(np.float64)
 
 
 def relative(values: Float[np.ndarray, "set prompt"], what: str = "edges") -> Float[np.ndarray, " circuit"]:
@@ -232,14 +236,16 @@ class Agreement:
 
 def verify(
     circuit: Circuit, model: Model, task: Task, *, n_edges: int = 200, metric: str | None = None,
-    baseline: str | None = None, seed: int = 0,
+    baseline: str | None = None, seed: int = 0, progress: bool = False,
 ) -> Agreement:  # fmt: skip
     """The scores of `n_edges` edges drawn at random (all, if there are fewer) against exact patching of each."""
     circuit = circuit.on(model)
     graph, patcher = circuit.graph, _patcher(circuit, model, task, metric, baseline)
     draw = np.random.default_rng(seed).permutation(len(graph.edges))[:n_edges]
     edges = [graph.edges[k] for k in sorted(draw)]
-    values = patcher.score(np.stack([np.zeros_like(graph.allowed), *single(graph, edges)]))[patcher.metrics[0]]
+    alone = np.stack([np.zeros_like(graph.allowed), *single(graph, edges)])
+    with Progress("patching edges", len(alone) * len(task), progress) as bar:
+        values = patcher.score(alone, advance=bar.advance)[patcher.metrics[0]]
     mean = values.astype(np.float64).mean(1)
     exact = (mean[1:] - mean[0]) * (1 if patcher.metrics[0] in LOWER_IS_BETTER else -1)
     rows = pd.DataFrame({"edge": edges, "estimate": [circuit.scores[graph.at[e]] for e in edges], "exact": exact})

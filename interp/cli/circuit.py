@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interp import runs
 from interp.cli import options
-from interp.cli.config import read_settings
+from interp.cli.config import read_settings, with_defaults
 from interp.cli.keeping import recorded
 from interp.errors import Failure, InputError, MissingFile, nearest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.data.tasks import Task
     from interp.decoder.model import Model
 
-app = typer.Typer(help="Circuits: find, score, show, compare.", no_args_is_help=True)
+app = typer.Typer(help="Circuits: find, score, show, compare, features.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A run's name, its folder, or a circuit.json (MIB's too).")]
 
@@ -51,6 +51,7 @@ class Find(BaseModel):
 
 
 @app.command()
+@with_defaults(Find)
 def find(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help='"bundled", a local directory, or a name on the hub.')] = None,
@@ -108,7 +109,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
                 finished=finished,
             )  # fmt: skip
             circuit.save(path)
-            curve = measured(circuit, loaded, others, seed=c.seed, finished=finished)
+            curve = measured(circuit, loaded, others, seed=c.seed, finished=finished, progress=True)
             verdict = _verdict(circuit, loaded, others, c.seed)
         except InputError as error:
             if not (path / "circuit.json").exists():
@@ -117,7 +118,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
         finally:
             finished.flush()
         if c.verify:
-            agreement = held(circuit, loaded, prompts, n_edges=c.verify, seed=c.seed)
+            agreement = held(circuit, loaded, prompts, n_edges=c.verify, seed=c.seed, progress=True)
             agreement.table().to_parquet(path / "verified.parquet", index=False)
             verdict += (
                 f" Scores against exact patching of {len(agreement.rows)} random edges: Spearman "
@@ -166,7 +167,9 @@ def score(
     with recorded(path, "circuit-score", settings, loaded, seed, overwrite):
         finished = Finished(path / "unfinished")
         try:
-            curve = found.curve(loaded, prompts, metric=metric, baseline=baseline, seed=seed, finished=finished)
+            curve = found.curve(
+                loaded, prompts, metric=metric, baseline=baseline, seed=seed, finished=finished, progress=True
+            )
         finally:
             finished.flush()
         verdict = _verdict(found, loaded, prompts, seed, metric=metric, baseline=baseline)
@@ -195,7 +198,7 @@ def show(
         print(f"found by {said['method']} on {said.get('task')} of {said['model']['name']}, {said.get('metric')}")
     table = found.table()
     for row in table[table.in_graph][:top].itertuples():
-        print(f"{row.edge:<24} {row.score:+.4g}")
+        print(f"{row.edge:<24} {row.score:+.3f}")
 
 
 @app.command()
@@ -262,7 +265,7 @@ def _two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, 
         others = [prompt for prompt in drawn.prompts if tuple(prompt.clean_tokens) not in found_on]
         if len(others) < len(drawn):
             n_same = len(drawn) - len(others)
-            print(f"{n_same} of {len(drawn)} other prompts are among those it is found on: left out.", file=sys.stderr)
+            print(f"Of {len(drawn)} other prompts {n_same} left out: those it is found on.", file=sys.stderr)
         return task, replace(drawn, prompts=others or drawn.prompts)
     if len(task) < 4:
         print(f"{len(task)} prompts in {spec}: the circuit is judged on those it is found on.", file=sys.stderr)
@@ -272,12 +275,12 @@ def _two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, 
 
 
 def _verdict(circuit: Circuit, model: Model, task: Task, seed: int, **settings: Any) -> str:
-    f = circuit.faithfulness(model, task, seed=seed, **settings)
+    f = circuit.faithfulness(model, task, seed=seed, progress=True, **settings)
     return (
         f"{f.n_edges} edges ({f.n_edges / len(circuit.graph.edges):.1%}): faithfulness {f.value:.3f} "
-        f"[{f.ci_low:.3f}, {f.ci_high:.3f}] on {f.n} prompts, {f.metric} {f.circuit:+.3f} of {f.model:+.3f} "
-        f"({f.nothing:+.3f} without any edge); random circuits of as many edges "
-        f"{min(f.random):+.3f} to {max(f.random):+.3f}."
+        f"[{f.ci_low:.3f}, {f.ci_high:.3f}] on {f.n} prompts, {f.metric} {f.circuit:+z.3f} of {f.model:+z.3f} "
+        f"({f.nothing:+z.3f} without any edge); random circuits of as many edges "
+        f"{min(f.random):+z.3f} to {max(f.random):+z.3f}."
     )
 
 
