@@ -24,7 +24,7 @@ from interp.errors import InputError, MissingFile, UnknownName, nearest
 NEVER = frozenset({"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to"})
 """Options that a form does not offer: the workspace is the app's, the name has a box of its own, nothing is replaced,
 and no log goes to another machine."""
-FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative"})
+FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "labels"})
 """Options whose value may be a file or a folder of the workspace."""
 _LONGEST = 1000
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -151,7 +151,7 @@ FORMS = {
              {"model": "bundled", "task": "simple_agreement", "answer": " are", "site": "1.resid_post",
               "method": "mean-difference", "n": "", "seed": ""},
              {"model": ("bundled",), "task": ("simple_agreement", "agreement", "gendered_pronoun"),
-              "method": ("mean-difference", "pca", "probe")}, never=frozenset({"edit"})),
+              "method": ("mean-difference", "pca", "probe")}, {"store": "stores"}, never=frozenset({"edit"})),
     )
 }  # fmt: skip
 

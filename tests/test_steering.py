@@ -123,7 +123,7 @@ def test_removal_compares_the_task_with_and_without(tiny_model, pairs, make_dire
     table = removal(tiny_model, make_direction(tiny_model, answers=[5, 6]), pairs, n_random=2)
     own = sweeps.sweep(tiny_model, pairs, [], metrics=["logit_diff"]).baseline["logit_diff"]
     assert table.logit_diff[0] == pytest.approx(own.mean(), abs=1e-4)
-    assert table.effect[0] == 0 and (table.effect[1:] != 0).all() and len(table) == 4
+    assert table.effect[0] == 0 and (table.effect[1:] != 0).all() and len(table) == 5
     assert table.accuracy[0] == (own > 0).mean()
 
 

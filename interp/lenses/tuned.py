@@ -155,13 +155,15 @@ def train_tuned_lens(
     W, b = (torch.stack([tensor.detach() for tensor in which]).cpu() for which in (training.W, training.b))
     lens = TunedLens(layers, W, b, model.provenance(), "tuned" if out is None else Path(out).name, said)
     batches, n = data.held_out()
-    values = measure(model, batches, {"logit": None, "tuned": lens}, ["kl"], n)
+    with Progress("judging the lens", n, progress) as bar:
+        values = measure(model, batches, {"logit": None, "tuned": lens}, ["kl"], n, bar.advance)
     about = {"model": model.provenance(), "held out of": data.name, "windows": n, "seed": config.seed}
     curve = LensCurve(table_of(model, values, config.seed), about)
     lens = TunedLens(layers, W, b, lens.model, lens.name, said | {"versions": runs.versions()}, curve)
     if out is not None:
         lens.save(out)
-        (Path(out) / UNFINISHED).unlink(missing_ok=True)
+        for left in (UNFINISHED, _unwritten(UNFINISHED)):  # the second of a kill while it was written
+            (Path(out) / left).unlink(missing_ok=True)
     return lens
 
 
@@ -227,9 +229,13 @@ class _Training:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def _unwritten(name: str) -> str:
+    return f".{name}.tmp"
+
+
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
     """By fsync and atomic rename, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(_unwritten(path.name))
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, header)
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
