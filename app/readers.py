@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
@@ -82,8 +83,9 @@ def frontier_row(folder: Path) -> pd.DataFrame:
 
 
 def looked_at(folder: Path) -> Figure | None:
-    """The figure of a run that looked: a lens on a prompt or a task, direct attribution; None of another run."""
-    from interp.plots import lenses
+    """The figure of a run that looked: a lens on a prompt or a task, direct attribution, heads, a direction or a push
+    along one; None of another run."""
+    from interp.plots import directions, lenses
 
     if (folder / "lens.parquet").exists():
         return drawn(lambda: lenses.grid(table(folder, "lens.parquet")), folder, "lens.parquet", of="lens")
@@ -96,7 +98,34 @@ def looked_at(folder: Path) -> Figure | None:
     if (folder / "curve.parquet").exists() and "lens" in table(folder, "curve.parquet"):
         rows = table(folder, "curve.parquet")
         return drawn(lambda: lenses.curve(rows, rows["metric"].iloc[0]), folder, "curve.parquet", of="lens")
+    if (folder / "heads.parquet").exists():
+        return drawn(lambda: _scores(folder), folder, "heads.parquet", "heads.h5", of="heads")
+    if (folder / "dose.parquet").exists():
+        rows, about = table(folder, "dose.parquet"), json_file(folder, "dose.json")
+        rows = rows[rows["measure"] == "log_odds"]
+        return drawn(lambda: directions.dose_response(rows, about), folder, "dose.parquet", of="dose")
+    if (folder / "examples.parquet").exists() and (folder / "direction.json").exists():
+        return drawn(lambda: _direction(folder), folder, "examples.parquet", "sites.parquet", of="direction")
     return None
+
+
+def _scores(folder: Path) -> Figure:
+    """The induction scores of a run of heads, as `HeadScores.figure` draws them."""
+    from interp.plots.heads import score_map
+
+    with h5py.File(folder / "heads.h5", "r") as file:
+        about, chance = (json.loads(file.attrs[name]) for name in ("about", "chance"))
+    return score_map(table(folder, "heads.parquet"), "induction", chance=chance["induction"], n=about["n"])
+
+
+def _direction(folder: Path) -> Figure:
+    """Where the examples of a direction stand along it, as `Direction.figure` draws it."""
+    from interp.plots.directions import projections
+
+    said, sites = json_file(folder, "direction.json"), table(folder, "sites.parquet")
+    row = sites[sites["chosen"]].iloc[0].to_dict()
+    examples = table(folder, "examples.parquet")
+    return projections(examples, said["threshold"], row, said["about"]["names"])
 
 
 def _metric(folder: Path) -> str:

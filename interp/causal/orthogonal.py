@@ -51,7 +51,8 @@ def orthogonalise(model: Model, direction: Direction, to: str | Path) -> Model:
     try:
         made.mkdir(parents=True)
         changed.save_pretrained(made)
-        model.tokenizer.save_pretrained(made)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(made)
         runs.write_json(made / "orthogonalised.json", {
             "from": model.provenance(), "direction": direction.name, "site": direction.site, "method": direction.method,
             "vector": direction.vector.tolist(), "versions": runs.versions(),

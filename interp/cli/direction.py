@@ -148,7 +148,7 @@ def remove(
     to: Annotated[Path, typer.Option(help="The Hugging Face directory to write; it must not exist.")],
     model: options.ModelName = "bundled",
     text: Annotated[str, typer.Option(help="Text for the perplexity before and after: a path or bundled.")] = "bundled",
-    windows: Annotated[int, typer.Option(help="Windows of that text; 0 for none.", min=0)] = 32,
+    windows: Annotated[int, typer.Option(help="Windows of that text; 0 for none, -1 for all of it.", min=-1)] = 32,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     workspace: options.Workspace = options.WORKSPACE,
     device: options.Device = None,
@@ -164,10 +164,16 @@ def remove(
     from interp.causal.directions import Direction
 
     loaded = interp.load_model(model, device=device, dtype=dtype)
+    if windows:
+        pushing.check_text(loaded, text)
     changed = interp.orthogonalise(loaded, Direction.load(folder, loaded), to)
     if windows:
-        row = interp.perplexity(loaded, text, {"changed": changed}, n=windows, seed=seed, progress=True).table().loc[1]
-        before = row.perplexity / row.ratio
+        n = None if windows < 0 else windows
+        table = interp.perplexity(loaded, text, {"changed": changed}, n=n, seed=seed, progress=True).table()
+        before, row = table.perplexity[0], table.loc[1]
         interval = f"[{row.ci_low:.4f}, {row.ci_high:.4f}]"
-        print(f"perplexity {before:.3f} -> {row.perplexity:.3f}, ratio {row.ratio:.4f} {interval}, n = {row.n} windows")
+        print(
+            f"perplexity {before:.3f} -> {row.perplexity:.3f}, ratio {row.ratio:.4f} {interval}, n = {row.n} windows, "
+            f"{row.n_tokens:,} tokens"
+        )
     print(f"-> {to}")

@@ -57,7 +57,13 @@ def command(form: type[Form], *, argument: str = "") -> Callable[[Callable[[Form
 
 def _hint(name: str, field: FieldInfo, is_argument: bool) -> Any:
     if is_argument:
-        return Annotated[field.annotation | None, typer.Argument(help=field.description, show_default=False)]
-    default = False if field.default in (None, False, []) else str(field.default)
+        return Annotated[
+            field.annotation | None, typer.Argument(metavar=name.upper(), help=field.description, show_default=False)
+        ]
+    default = (
+        str(field.default)
+        if isinstance(field.default, (str, int, float, Path)) and field.default is not False
+        else False
+    )
     flag = typer.Option(f"--{name.replace('_', '-')}", help=field.description, show_default=default)
     return Annotated[field.annotation | None, flag]

@@ -100,11 +100,11 @@ def show(c: Show) -> None:
     loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
     edits, lens = editing.read(c.edit, loaded, c.workspace), _tuned(c.tuned, c.workspace, loaded)
     if c.prompt is not None:
-        prompts = None
+        prompts, position = None, _position(loaded, c.prompt, -1 if c.position is None else c.position)
         found = interp.logit_lens(
             loaded, c.prompt, target=c.target, top=c.top or 5, edits=edits, tuned=lens, progress=True
         )
-        _say_prompt(found, -1 if c.position is None else c.position)
+        _say_prompt(found, position)
     else:
         prompts = interp.load_task(c.task, loaded, n=c.n, seed=c.seed, corruption=c.corruption)
         found = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=c.seed, progress=True)
@@ -208,7 +208,8 @@ def _place(c: Prompts, kind: str) -> Path | None:
         raise InputError("give a text or --task: one prompt, or the prompts of a task.")
     names, what = (("n", "corruption"), "a task") if c.task is None else (c.of_text, "a text")
     if given := [name for name in names if getattr(c, name) is not None]:
-        raise InputError(f"--{given[0]} is of {what}: " + ("give --task." if c.task is None else "a task has its own answers and positions."))
+        instead = "give --task." if c.task is None else "a task has its own answers and positions."
+        raise InputError(f"--{given[0]} is of {what}: {instead}")
     return place(c.out, c.workspace, kind, c.overwrite)
 
 
@@ -223,13 +224,20 @@ def _tuned(name: str | None, workspace: Path, model: Model) -> TunedLens | None:
     return None if name is None else TunedLens.load(_folder(name, workspace / "runs"), model)
 
 
-def _say_prompt(found: Lens, position: int) -> None:
-    """Each layer at one position, from the output down."""
-    length = found.rows["position"].max() + 1
+def _position(model: Model, prompt: str, position: int) -> int:
+    """A position counted from the first token. InputError for one that the prompt has not."""
+    from interp.lenses.reading import token_ids
+
+    length = len(token_ids(model, prompt))
     if not -length <= position < length:
         raise InputError(f"position {position} given: the prompt has {length} tokens.")
-    rows = found.rows[found.rows["position"] == position % length]
-    print(f"at {position % length}, {rows['token'].iloc[0]!r}; target {rows['target'].iloc[0]!r}")
+    return position % length
+
+
+def _say_prompt(found: Lens, position: int) -> None:
+    """Each layer at one position, from the output down."""
+    rows = found.rows[found.rows["position"] == position]
+    print(f"at {position}, {rows['token'].iloc[0]!r}; target {rows['target'].iloc[0]!r}")
     for row in rows[::-1].itertuples():
         said = "  ".join(f"{word!r} {p:.3f}" for word, p in zip(row.top, row.top_prob, strict=True))
         print(

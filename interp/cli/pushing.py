@@ -69,6 +69,8 @@ def test(
     loaded = interp.load_model(model, device=device, dtype=dtype)
     directions = [Direction.load(found, loaded) for found in folders.values()]
     prompted = [_asked(direction, loaded, task, prompts, n, seed) for direction in directions]
+    if windows:
+        check_text(loaded, text)
     sites = None if site is None else site.split(",")
     settings = {
         "strengths": doses, "toward": _words(loaded, toward), "away": _words(loaded, away), "new_tokens": new_tokens,
@@ -186,6 +188,14 @@ def folder(workspace: Path, name: str) -> Path:
         near = f"Nearest: {nearest(name, there)}." if there else "Make one with interp direction find."
         raise MissingFile(f'no direction "{name}" in {workspace / "runs"}. {near}')
     return found
+
+
+def check_text(model: Model, text: str) -> None:
+    """MissingFile or InputError for a text that has not a window, before anything is written."""
+    from interp.data.text import read_text
+    from interp.data.text import windows as windows_of
+
+    windows_of(model, read_text(text), context=min(128, model.n_ctx), n_tokens=1)
 
 
 def _numbers(text: str | None) -> list[float] | None:

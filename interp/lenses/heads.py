@@ -108,12 +108,20 @@ class Patterns:
         rows = _rows(self.layers, self.pattern.shape[1])
         return rows.assign(**scores, first_token_weighted=shares[..., 1:, 0].mean(-1).ravel())
 
-    def figure(self, head: str = "L0H0", *, weighted: bool = False) -> Figure:
-        """One head's pattern: a row a query, a column a key."""
+    def figure(
+        self, head: str = "L0H0", *, weighted: bool = False, less: Patterns | None = None, called: str = "the other"
+    ) -> Figure:
+        """One head's pattern: a row a query, a column a key. `less`: the patterns of another run on as many tokens,
+        `called` so, which are taken from these."""
         from interp.plots.heads import pattern
 
-        frame = pd.DataFrame(self.of(head, weighted=weighted), index=self.text, columns=self.text)
-        return pattern(frame, head, weighted=weighted)
+        values = self.of(head, weighted=weighted)
+        if less is not None:
+            if len(less.tokens) != len(self.tokens):
+                raise InputError(f"{len(self.tokens)} and {len(less.tokens)} tokens given: of as many, a difference.")
+            values = values - less.of(head, weighted=weighted)
+        frame = pd.DataFrame(values, index=self.text, columns=self.text)
+        return pattern(frame, head, weighted=weighted, less="" if less is None else called)
 
     def save(self, path: str | Path) -> None:
         """patterns.h5 in the folder `path`."""

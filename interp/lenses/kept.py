@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ class Kept:
         runs.write_json(path / f"{self.FILE}.json", self.about)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> Kept:
         """What `save` wrote. MissingFile where there is none."""
         path = Path(path)
         if not (path / f"{cls.FILE}.parquet").exists():

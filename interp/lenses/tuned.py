@@ -147,7 +147,8 @@ def train_tuned_lens(
     data = source_of(model, source, config)
     layers = tuple(layer for layer in data.layers if layer < model.n_layers - 1)
     said = asdict(config) | {"source": data.name}
-    training = _Training(model, layers, config, said, None if out is None else Path(out) / UNFINISHED)
+    file = None if out is None else Path(out) / UNFINISHED
+    training = _Training(model, layers, config, said | {"data": data.digest}, file)
     with Progress("training the lens", config.steps, progress, done=training.step) as bar:
         for seen in data.batches(config, training.step):
             bar.note(f"KL {training.advance(seen):.3f}")
@@ -218,7 +219,9 @@ class _Training:
         with safe_open(file, framework="pt") as opened:
             header, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if any(header[key] != value for key, value in self.header.items()):
-            raise InputError(f"{file.parent} holds an unfinished lens with other settings: choose another name.")
+            raise InputError(
+                f"{file.parent} holds an unfinished lens of other settings or other text: choose another name."
+            )
         self.step = int(header["step"])
         for n, param in enumerate(self._params):
             param.copy_(tensors[f"param.{n}"])
