@@ -166,7 +166,7 @@ def remove(
     loaded = interp.load_model(model, device=device, dtype=dtype)
     if windows:
         pushing.check_text(loaded, text)
-    changed = interp.orthogonalise(loaded, Direction.load(folder, loaded), to)
+    changed = interp.orthogonalise(loaded, Direction.load(folder, loaded), to, progress=True)
     if windows:
         n = None if windows < 0 else windows
         table = interp.perplexity(loaded, text, {"changed": changed}, n=n, seed=seed, progress=True).table()
