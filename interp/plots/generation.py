@@ -40,7 +40,7 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
         fill = GREY.replace("rgb", "rgba").replace(")", ",.25)")
         figure.add_scatter(
             x=[*by_step.index, *by_step.index[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=fill,
-            line={"width": 0}, hoverinfo="skip", showlegend=False,
+            mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
             x=by_step.index, y=by_step["mean"], mode="lines+markers", line={"color": BLUE}, showlegend=False,

@@ -168,7 +168,7 @@ def score_and_effect(rows: pd.DataFrame, score: str, metric: str, spearman: floa
     hover = [f"{r.component}: {score} {getattr(r, score):.3f}, effect {r.effect:+.3g}" for r in rows.itertuples()]
     dots = go.Scatter(
         x=rows[score], y=harm, mode="markers+text", text=rows["component"].where(told, ""),
-        textposition=[sides[at % 2] if x > 0.3 else "middle right" for at, x in zip(order, rows[score], strict=True)],
+        textposition=[sides[at % 2] if x > 0.3 else "top right" for at, x in zip(order, rows[score], strict=True)],
         textfont={"size": 11},
         marker={"color": [BLUE if one else WHITE for one in some], "size": 8, "line": {"color": BLUE, "width": 1}},
         error_x=_bars(rows[score], rows[f"{score}_low"], rows[f"{score}_high"]),

@@ -17,8 +17,7 @@ COLOURS = {
     "top_prob": "probability of the layer's top token, 0 to 1",
     "prob": "probability of the target, 0 to 1",
     "rank": "rank of the target, on a log scale; white, 1: it is the top token",
-    "kl": "KL(output || lens), in nats; white, 0: the layer says what the output says. Darkest: as far as any layer is "
-    "from it but the embeddings and at the first token, or further",
+    "kl": "KL(output || lens), in nats; white, 0: the layer says what the output says; darkest: so much or more",
     "entropy": "entropy, in nats; white, 0: the layer is certain",
 }
 """What a cell of the grid can be coloured by, and how to read it."""
