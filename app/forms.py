@@ -26,7 +26,9 @@ from interp.errors import InputError, MissingFile, UnknownName, nearest
 NEVER = frozenset({"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to"})
 """Options that a form does not offer: the workspace is the app's, the name has a box of its own, nothing is replaced,
 and no log goes to another machine."""
-FILES = frozenset({"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "prompts"})
+FILES = frozenset(
+    {"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "prompts", "labels"}
+)
 """Options whose value may be a file or a folder of the workspace."""
 TEXTS = frozenset({"prompt"})
 """Arguments that a model reads: text of any kind, which names no file."""
@@ -175,12 +177,12 @@ FORMS = {
              {"model": "bundled", "task": "simple_agreement", "answer": " are", "site": "1.resid_post",
               "method": "mean-difference", "n": "", "seed": ""},
              {"model": ("bundled",), "task": ("simple_agreement", "agreement", "gendered_pronoun"),
-              "method": ("mean-difference", "pca", "probe")}, never=frozenset({"edit"})),
-        Form(("direction", "test"), "interp.cli.direction:test", "runs",
-             {"name": "", "model": "bundled", "task": "agreement", "strengths": "", "n": "50", "new_tokens": "",
+              "method": ("mean-difference", "pca", "probe")}, {"store": "stores"}, never=frozenset({"edit"})),
+        Form(("direction", "test"), "interp.cli.pushing:test", "runs",
+             {"names": "", "model": "bundled", "task": "agreement", "strengths": "", "n": "50", "new_tokens": "",
               "seed": ""},
              {"model": ("bundled",), "task": ("agreement", "simple_agreement", "gendered_pronoun")},
-             {"name": "runs"}),
+             {"names": "runs"}),
         Form(("lens", "show"), "interp.cli.lens:show", "runs",
              {"prompt": "When Mary and John went to the shop, John gave a bag to", "task": "", "model": "bundled",
               "target": "", "n": "", "colour": "top_prob", "tuned": ""},

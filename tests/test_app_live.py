@@ -263,3 +263,20 @@ def test_the_tokens_that_a_head_moves_are_those_whose_loss_changes(workspace, ti
     values = mounted(at, "token_strip")[0]["strips"][0]["values"]
     np.testing.assert_allclose(values[1:], np.abs(change[0] - change[1]), atol=1e-5)
     assert "loss with the edits minus loss without" in texts(at) and "without the edits" in texts(at)
+
+
+def test_runs_of_heads_and_of_directions_show_the_figure_that_a_notebook_shows(
+    tiny_model, pairs, tmp_path, monkeypatch
+):
+    import interp
+    from app.components.findings import MAKERS
+
+    monkeypatch.setattr("sys.argv", ["main.py", "--workspace", str(tmp_path)])
+    found = interp.find_direction(tiny_model, pairs, position="changed", site="0.resid_post")
+    for name, result in (
+        ("heads.parquet", interp.head_scores(tiny_model, n=2, length=4)), ("direction.json", found),
+        ("dose.parquet", interp.dose_response(tiny_model, found, pairs, strengths=[2.0], n_random=1)),
+    ):  # fmt: skip
+        result.save(tmp_path / name)
+        first = next(iter(MAKERS[name](tmp_path / name, {}).figures.values()))
+        assert first().to_json() == result.figure().to_json()

@@ -59,6 +59,8 @@ def test_find_test_and_remove_write_what_they_say(found, base, files, tiny_text,
     assert list(perplexity.change)[::4] == ["unchanged", "projected out of every write"]
     assert "log_odds" in capsys.readouterr().out
     to = tmp_path / "without"
+    assert main(["direction", "remove", "joy", "--to", str(to), "--text", "no-text.txt", *base]) == 2
+    assert "no-text.txt" in capsys.readouterr().err and not to.exists()
     given = ["--to", str(to), "--text", str(tiny_text), "--windows", "2"]
     assert main(["direction", "remove", "joy", *given, *base]) == 0
     assert "perplexity" in capsys.readouterr().out
@@ -95,9 +97,50 @@ def test_without_out_nothing_is_written(base, files, tmp_path, capsys):
     assert "-> " in capsys.readouterr().out and not (tmp_path / "ws").exists()
 
 
+def test_several_directions_are_tested_by_one_measure_and_all_are_told(tiny_dir, pairs, tmp_path, capsys):
+    pairs.save(tmp_path / "pairs.jsonl")
+    base = ["--model", str(tiny_dir), "--workspace", str(tmp_path)]
+    task = ["--task", str(tmp_path / "pairs.jsonl")]
+    for layer in ("0", "1"):
+        given = [*task, "--position", "changed", "--site", f"{layer}.resid_post", "--out", f"d{layer}"]
+        assert main(["direction", "find", *given, *base]) == 0
+    capsys.readouterr()
+    few = ["--windows", "0", "--n-random", "2", "--strengths", "-2,2", "--out", "both"]
+    assert main(["direction", "test", "d0", "d1", *task, *few, *base]) == 0
+    told = capsys.readouterr().out
+    assert "all directions" in told and told.count("clear of them") == 4
+    verdict = pd.read_parquet(tmp_path / "runs/both/verdict.parquet")
+    assert verdict.groupby("direction").strength.apply(sorted).to_dict() == {"d0": [-2, 2], "d1": [-2, 2]}
+    removal = pd.read_parquet(tmp_path / "runs/both/d1/removal.parquet")
+    assert list(removal.change[3:]) == [
+        "2 random directions out of every write", "5 directions of shuffled labels out of every write",
+    ]  # fmt: skip
+    assert (removal.least <= removal.effect).all() and (removal.effect <= removal.largest).all()
+    assert main(["direction", "test", "d0", "d0", *task, *base]) == 2
+    assert "each once" in one_line(capsys)
+
+
+def test_labelled_rows_of_a_store_and_the_keys_of_a_file(tiny_store, tmp_path, capsys):
+    workspace = tmp_path / "ws"
+    (tmp_path / "labels.csv").write_text("row,label\n" + "\n".join(f"{row},{row % 2}" for row in range(400)))
+    config = tmp_path / "find.yaml"
+    config.write_text(f"store: {tiny_store.path}\nlabels: {tmp_path}/labels.csv\nsite: 0.resid_post\nseed: 3\n")
+    assert main(["direction", "find", str(config), "--workspace", str(workspace), "--seed", "4", "--out", "odd"]) == 0
+    run = json.loads((workspace / "runs/odd/run.json").read_text())
+    assert run["seed"] == run["config"]["seed"] == 4 and run["config"]["labels"].endswith("labels.csv")
+    assert run["model"]["fingerprint"] == tiny_store.model["fingerprint"]
+    assert 'positive: label "1"' in capsys.readouterr().out
+    config.write_text(config.read_text() + "poistion: all\n")
+    assert main(["direction", "find", str(config)]) == 2
+    assert 'line 5: unknown key "poistion". Nearest: position' in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["find", "--store", "demo"], "--store and --labels go together"),
+        (["find", "--store", "demo", "--labels", "a.csv", "--paired"], "--paired given: it is of prompts"),
+        (["find", "--store", "demo", "--labels", "a.csv"], "no store at"),
         (["find"], "two sets of prompts are needed"),
         (["find", "--task", "ioi", "--positive", "a.txt", "--negative", "b.txt"], "two sets of prompts are needed"),
         (["find", "--positive", "a.txt", "--negative", "b.txt"], 'no file "a.txt"'),

@@ -1,5 +1,7 @@
 """Directions: what was planted is found, by loops the same, judged on examples that taught nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +200,36 @@ def test_rows_of_a_store_are_examples_and_windows_are_held_out_whole(tiny_store,
     np.testing.assert_allclose(along, found.examples["projection"], atol=1e-4)
     with pytest.raises(InputError, match="is in both sets"):
         find_direction(tiny_store, np.array([1, 2, 3]), np.array([3, 4]))
+
+
+def test_rows_of_a_store_are_labelled_by_a_file(tiny_store, tmp_path):
+    import pandas as pd
+
+    import interp
+    from interp.errors import InputError, MissingFile, UnknownName
+
+    n = 400
+    labels = pd.DataFrame({"row": range(n), "label": ["past" if row % 3 else "present" for row in range(n)]})
+    labels.loc[5, "label"] = None
+    labels.to_csv(tmp_path / "verbs.csv", index=False)
+    labels.to_parquet(tmp_path / "verbs.parquet", index=False)
+    known = labels.dropna()
+    sides = [known[known.label == label].row.to_numpy() for label in ("past", "present")]
+    wanted = interp.find_direction(tiny_store, *sides, site="1.resid_post")
+    for name in ("verbs.csv", "verbs.parquet"):
+        found = interp.find_direction(tiny_store, tmp_path / name, site="1.resid_post", answer="past")
+        assert torch.equal(found.vector, wanted.vector) and found.about["names"] == ['label "past"', 'label "present"']
+    yes = tmp_path / "yes.csv"
+    labels.assign(label=labels.row % 3 > 0).to_csv(yes, index=False)
+    assert interp.find_direction(tiny_store, yes, site="1.resid_post").about["names"][0] == 'label "True"'
+    for file, answer, error, message in (
+        (tmp_path / "none.csv", "past", MissingFile, "columns row and label"),
+        (tmp_path / "verbs.csv", None, InputError, "say which is positive"),
+        (tmp_path / "verbs.csv", "pst", UnknownName, "Nearest: past"),
+        (Path(__file__), "past", InputError, "cannot be read|no column"),
+    ):
+        with pytest.raises(error, match=message):
+            interp.find_direction(tiny_store, file, site="1.resid_post", answer=answer)
 
 
 def test_edits_are_of_the_run_that_is_looked_at(tiny_model):

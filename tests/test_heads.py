@@ -197,3 +197,14 @@ def test_figures_escape_tokens_and_begin_at_zero(tiny_model):
     figure = interp.head_scores(tiny_model, n=2, length=4).figure("previous_token")
     assert (figure.data[0].zmin, figure.data[0].zmax) == (0, 1)
     assert figure.data[1].customdata[5] == "L1H1"
+
+
+def test_a_difference_of_patterns_has_a_sign_and_is_of_as_many_tokens(tiny_model):
+    import interp
+
+    one, other = (interp.patterns(tiny_model, text) for text in ("The key is old", "The book is old"))
+    figure = one.figure("L1H1", less=other, called="the book")
+    np.testing.assert_array_equal(np.array(figure.data[0].z, np.float32), one.of("L1H1") - other.of("L1H1"))
+    assert figure.data[0].zmin == -figure.data[0].zmax < 0 and "this run - the book" in figure.to_json()
+    with pytest.raises(interp.InputError, match="tokens given"):
+        one.figure("L1H1", less=interp.patterns(tiny_model, "The key"))

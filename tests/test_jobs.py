@@ -179,7 +179,7 @@ def test_a_text_that_a_model_reads_is_one_argument_and_never_a_flag_or_a_path(wo
         with pytest.raises(InputError, match=said):
             forms.command("lens-show", values | {"out": "a"}, workspace)
     with pytest.raises(InputError, match="name one in runs/"):
-        forms.command("direction-test", {"name": "", "out": "a"}, workspace)
+        forms.command("direction-test", {"names": "", "out": "a"}, workspace)
 
 
 @pytest.mark.parametrize(

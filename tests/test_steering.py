@@ -123,7 +123,7 @@ def test_removal_compares_the_task_with_and_without(tiny_model, pairs, make_dire
     table = removal(tiny_model, make_direction(tiny_model, answers=[5, 6]), pairs, n_random=2)
     own = sweeps.sweep(tiny_model, pairs, [], metrics=["logit_diff"]).baseline["logit_diff"]
     assert table.logit_diff[0] == pytest.approx(own.mean(), abs=1e-4)
-    assert table.effect[0] == 0 and (table.effect[1:] != 0).all() and len(table) == 4
+    assert table.effect[0] == 0 and (table.effect[1:] != 0).all() and len(table) == 5
     assert table.accuracy[0] == (own > 0).mean()
 
 
@@ -166,6 +166,55 @@ def test_perplexity_is_that_of_a_loop_and_paired_by_window(tiny_model, tiny_text
     with pytest.raises(InputError, match='called "unchanged"'):
         perplexity(tiny_model, str(tiny_text), {"unchanged": {}})
     assert isinstance(found, Perplexity)
+
+
+def test_of_a_whole_text_each_token_is_scored_once_with_half_a_window_before_it(tiny_model, tmp_path):
+    from interp.causal.perplexity import perplexity
+    from interp.data.text import read_text, windows
+
+    for number, text in enumerate(("Mary and John went to the shop. " * 9, "The key is in the old bag. " * 8)):
+        (tmp_path / f"{number}.txt").write_text(text)
+    corpus, bos = str(tmp_path / "*.txt"), tiny_model.bos
+    found = perplexity(tiny_model, corpus, n=None, context=17)
+    rows = windows(tiny_model, read_text(corpus), context=17)
+    text, losses = rows[:, 1:].flatten().tolist(), []
+    assert bos in text[1:]  # between the documents: read, and not scored
+    for at, token in enumerate(text):
+        if token != bos:
+            begin = max(0, -(-(at - 15) // 8) * 8)  # the first of the windows 0, 8, 16, ... that holds it
+            begin = min(begin, len(text) - 16)
+            with torch.no_grad():
+                logits = tiny_model(torch.tensor([[bos, *text[begin:at]]]))[0, -1]
+            losses.append(-float(logits.log_softmax(-1)[token]))
+    (row,) = found.table().itertuples()
+    assert row.n_tokens == len(losses) == found.scored.sum()
+    assert row.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert row.perplexity_low < row.perplexity < row.perplexity_high
+
+
+def test_a_verdict_is_clear_where_the_whole_interval_is_beyond_every_control_pushed_either_way():
+    from interp.causal.steering import DoseResponse
+
+    def rows(kind, vector, strength, effects):
+        return [{"measure": "log_odds", "kind": kind, "vector": vector, "strength": strength, "prompt": n,
+                 "before": 1.0, "after": 1.0 + effect} for n, effect in enumerate(effects)]  # fmt: skip
+
+    values = [
+        *rows("direction", 0, 2.0, [3.0, 3.2, 3.4]), *rows("direction", 0, -2.0, [-3.0, -3.2, -3.4]),
+        *rows("direction", 0, 4.0, [3.0, 3.2, 3.4]), *rows("direction", 0, -4.0, [1.0, 1.2, 1.4]),
+        *(row for strength in (2.0, -2.0) for row in rows("random", 1, strength, [0.1, 0.2, 0.3])),
+        *(row for strength in (4.0, -4.0) for row in rows("random", 1, strength, [0.1, 0.2, 0.3])),
+        *rows("shuffled", 2, 2.0, [0.5] * 3), *rows("shuffled", 2, -2.0, [2.9] * 3),
+        *rows("shuffled", 2, 4.0, [0.5] * 3), *rows("shuffled", 2, -4.0, [-3.1] * 3),
+    ]  # fmt: skip
+    table = DoseResponse(pd.DataFrame(values), {"gap": 2.0, "seed": 0}).verdict().set_index("strength")
+    assert table.shuffled.to_dict() == pytest.approx({2: 2.9, -2: 2.9, 4: 3.1, -4: 3.1})
+    assert table.clear.to_dict() == {
+        2: True,
+        -2: True,
+        4: False,
+        -4: False,
+    }  # beaten by a control; pushed the wrong way
 
 
 def test_saved_results_load_and_are_drawn(tiny_model, pairs, make_direction, tmp_path, tiny_text):

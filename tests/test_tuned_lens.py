@@ -56,7 +56,10 @@ def test_killed_it_goes_on_with_the_same_numbers(tiny_model, tiny_text, tmp_path
     import interp
     from interp.lenses import tuned
 
-    whole = interp.train_tuned_lens(tiny_model, str(tiny_text), **SETTINGS, out=tmp_path / "whole")
+    text = tmp_path / "text.txt"
+    text.write_text(tiny_text.read_text())
+
+    whole = interp.train_tuned_lens(tiny_model, str(text), **SETTINGS, out=tmp_path / "whole")
     monkeypatch.setattr(tuned, "CHECKPOINT_SECONDS", 0.0)
     advance, steps = tuned._Training.advance, []
 
@@ -68,10 +71,14 @@ def test_killed_it_goes_on_with_the_same_numbers(tiny_model, tiny_text, tmp_path
 
     monkeypatch.setattr(tuned._Training, "advance", killed)
     with pytest.raises(KeyboardInterrupt):
-        interp.train_tuned_lens(tiny_model, str(tiny_text), **SETTINGS, out=tmp_path / "killed")
+        interp.train_tuned_lens(tiny_model, str(text), **SETTINGS, out=tmp_path / "killed")
     with pytest.raises(interp.InputError, match="other settings"):
-        interp.train_tuned_lens(tiny_model, str(tiny_text), **SETTINGS | {"seed": 1}, out=tmp_path / "killed")
-    again = interp.train_tuned_lens(tiny_model, str(tiny_text), **SETTINGS, out=tmp_path / "killed")
+        interp.train_tuned_lens(tiny_model, str(text), **SETTINGS | {"seed": 1}, out=tmp_path / "killed")
+    text.write_text("Another beginning. " + tiny_text.read_text())
+    with pytest.raises(interp.InputError, match="other text"):
+        interp.train_tuned_lens(tiny_model, str(text), **SETTINGS, out=tmp_path / "killed")
+    text.write_text(tiny_text.read_text())
+    again = interp.train_tuned_lens(tiny_model, str(text), **SETTINGS, out=tmp_path / "killed")
     assert steps[12] == 11 and len(steps) == 12 + 19
     assert torch.equal(again.W, whole.W) and torch.equal(again.b, whole.b)
     assert not (tmp_path / "killed" / tuned.UNFINISHED).exists()

@@ -14,7 +14,7 @@ NAMES = {"record": "Record", "sae-train": "Train a dictionary", "sae-features": 
          "circuit-find": "Find a circuit", "heads": "Score heads", "direction-find": "Find a direction",
          "direction-test": "Test a direction", "lens-show": "Lens", "lens-attribute": "Attribute a logit",
          "lens-train": "Train a lens", "generate": "Generate"}  # fmt: skip
-KINDS = {"direction-test": {"name": "direction"}}
+KINDS = {"direction-test": {"names": "direction"}}
 """Of a form's boxes that name a run: of which kind."""
 COLUMNS = 4
 

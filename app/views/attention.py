@@ -62,12 +62,29 @@ def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, 
         st.text("All heads on this text: attention to the token before, to the first token; entropy in nats")
         shown = table[COLUMNS].sort_values("previous_token", ascending=False)
         st.dataframe(shown, hide_index=True, height=280, column_config=state.number_columns(shown))
-    weighted = ", weighted=True" if focus.weigh == "value" else ""
+    other = _other(chosen) if focus.weigh == "difference" else None
     source(
-        chosen, table, lambda: seen.figure(head, weighted=focus.weigh == "value"), name=f"attention-{head}",
-        command=["heads", "--text", chosen.text],
-        lines=f'heads = interp.patterns(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
+        chosen, table, lambda: _figure(focus, chosen, seen, head), name=f"attention-{head}",
+        command=["heads", "--text", chosen.text], lines=_lines(head, focus.weigh == "value", other),
     )  # fmt: skip
+
+
+def _figure(focus: state.Focus, chosen: Asked, seen: Any, head: str) -> Any:
+    """What the page shows of one head, as a notebook draws it."""
+    other = _other(chosen) if focus.weigh == "difference" else None
+    if other is None:
+        return seen.figure(head, weighted=focus.weigh == "value")
+    tokens, edit, said = other
+    called = said.partition(":")[0].partition(" - ")[2]
+    return seen.figure(head, less=live.patterns(chosen.model, tokens, edit), called=called)
+
+
+def _lines(head: str, weighted: bool, other: tuple[tuple[int, ...], str, str] | None) -> str:
+    """The same in a notebook."""
+    lines = "heads = interp.patterns(model, text, edits=edits)\n"
+    if other is None:
+        return f'{lines}heads.figure("{head}"{", weighted=True" if weighted else ""})'
+    return f'{lines}other = interp.patterns(model, {list(other[0])})\nheads.figure("{head}", less=other)'
 
 
 def _values(focus: state.Focus, chosen: Asked, seen: Any) -> tuple[np.ndarray, str, bool]:

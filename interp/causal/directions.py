@@ -31,6 +31,7 @@ from interp.decoder.hooks import Edit
 from interp.decoder.model import Model
 from interp.decoder.sites import axes, expand, layer_site, short
 from interp.errors import InputError, MissingFile, UnknownName, WrongModel, nearest
+from interp.progress import Progress
 from interp.store.reading import Store
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def find_direction(
     name: str = "direction",
     edits: Mapping[str, Edit] | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Direction:
     """The direction from `negative` to `positive` at that of the sites that `site` selects where it tells them apart
     best, by cross-validation on the examples that are not held out.
@@ -182,8 +184,9 @@ def find_direction(
     Examples are prompts (texts, token ids or a file with a text a line) read at `position` (an index; "all": the mean
     over the tokens); or a `Task` alone, whose prompts with one answer stand against those with the other, or the clean
     ones against the corrupted ones (`interp.causal.examples.of_task`), read at a position's index or label; or, of a
-    `Store`, rows by number or mask. `paired`: prompts of one number differ in what is looked for. `edits`: of the run
-    that is looked at. `seed` draws the share `held_out`, the shuffles and the random directions.
+    `Store`, rows by number or mask, or a file that labels them (`interp.causal.examples.of_labels`), of which `answer`
+    is the positive label. `paired`: prompts of one number differ in what is looked for. `edits`: of the run that is
+    looked at. `seed` draws the share `held_out`, the shuffles and the random directions.
 
     InputError where a set is too small or not to be told from the other; UnknownSite, UnknownName.
     """
@@ -196,16 +199,22 @@ def find_direction(
     if not found:
         raise InputError(f'site "{site}" given: a direction is of the stream: *.resid_post, 2.attn_out, 2.mlp_out.')
     if isinstance(source, Store):
-        examples = sets.of_rows(source, positive, negative)
+        if isinstance(positive, Path):
+            examples = sets.of_labels(source, positive, answer)
+        else:
+            examples = sets.of_rows(source, positive, negative)
         values = {name: torch.from_numpy(source[name][examples.rows]) for name in found}
     else:
         if isinstance(positive, Task):
             examples = sets.of_task(source, positive, position=position, answer=answer)
         else:
             examples = sets.of_prompts(source, positive, negative, position=position, paired=paired)
-        values = sets.activations(source, examples, found, edits=edits)
-    test = hold_out(examples, held_out, seed)
-    tried = {name: judge(name, x.double(), examples, test, method, seed) for name, x in values.items()}
+        values = sets.activations(source, examples, found, edits=edits, progress=progress)
+    test, tried = hold_out(examples, held_out, seed), {}
+    with Progress("judging sites", len(values), progress) as bar:
+        for at, x in values.items():
+            tried[at] = judge(at, x.double(), examples, test, method, seed)
+            bar.advance()
     best = max(tried, key=lambda name: (tried[name].row["cv_accuracy"], tried[name].row["cv_distance"]))
     rows = pd.DataFrame([judged.row | {"chosen": name == best} for name, judged in tried.items()])
     table = pd.DataFrame({"set": np.where(examples.is_positive, *examples.names), "held_out": test.numpy()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
@@ -15,7 +16,8 @@ from torch import Tensor
 from interp.data.tasks import Prompt, Task
 from interp.decoder.hooks import Edit, captured, edited
 from interp.decoder.model import Model
-from interp.errors import InputError, MissingFile
+from interp.errors import InputError, MissingFile, UnknownName, nearest
+from interp.progress import Progress
 from interp.store.reading import Store
 
 LEAST = 8
@@ -102,7 +104,9 @@ def two_answers(task: Task) -> tuple[int, int] | None:
     return tuple(sorted(right)) if len(right) == 2 and wrong == right else None
 
 
-def of_rows(store: Store, positive: np.ndarray, negative: np.ndarray) -> Examples:
+def of_rows(
+    store: Store, positive: np.ndarray, negative: np.ndarray, names: tuple[str, str] = ("positive", "negative")
+) -> Examples:
     """Rows of a store, by number or as masks over all its rows. InputError for a row of both sets."""
     sides = [side.nonzero()[0] if side.dtype == bool else side for side in map(np.asarray, (positive, negative))]
     both = np.intersect1d(*sides)
@@ -112,7 +116,50 @@ def of_rows(store: Store, positive: np.ndarray, negative: np.ndarray) -> Example
     if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_rows:
         raise InputError(f"rows {rows.min()} to {rows.max()} given: {store.name} has rows 0 to {store.n_rows - 1}.")
     is_positive = np.arange(len(rows)) < len(sides[0])
-    return _enough(Examples(is_positive, np.asarray(store.sequence[rows]), ("positive", "negative"), [], rows))
+    return _enough(Examples(is_positive, np.asarray(store.sequence[rows]), names, [], rows))
+
+
+def of_labels(store: Store, file: Path, positive: str | None = None) -> Examples:
+    """Rows of a store as a .parquet or .csv labels them, with the columns `row` (its number in the store) and `label`:
+    those labelled `positive` against all others that have a label. Of yes and no (true, 1) it need not be said.
+
+    MissingFile, or InputError for a file without these columns, or where the positive label is not known.
+    """
+    labels = _labels(file)
+    known = sorted(labels.unique())
+    if positive is None:
+        said = [label for label in known if label.lower() in YES]
+        if len(said) != 1 or len(known) != 2:
+            raise InputError(f"{file} has the labels {', '.join(known[:8])}: say which is positive, e.g. {known[0]}.")
+        positive = said[0]
+    if positive not in known:
+        raise UnknownName(f'no row of {file} is labelled "{positive}". Nearest: {nearest(positive, known)}.')
+    others = [label for label in known if label != positive]
+    names = (f'label "{positive}"', f'label "{others[0]}"' if len(others) == 1 else "other labels")
+    rows, is_positive = labels.index.to_numpy(), (labels == positive).to_numpy()
+    return of_rows(store, np.unique(rows[is_positive]), np.unique(rows[~is_positive]), names)
+
+
+YES = ("yes", "true", "1", "1.0")
+"""Labels that are taken for positive where the other is none of them."""
+
+
+def _labels(file: Path) -> pd.Series:
+    """row -> label, as text; rows without one left out."""
+    if not file.is_file():
+        raise MissingFile(f'no file "{file}": a .parquet or .csv with the columns row and label.')
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+    except (ValueError, OSError) as error:  # pandas and pyarrow: what is no such file
+        raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}.") from None
+    if missing := {"row", "label"} - set(table):
+        raise InputError(f"{file} has no column {min(missing)}: row (its number in the store) and label are needed.")
+    table = table.dropna(subset=["row", "label"])
+    if table.empty:
+        raise InputError(f"{file} labels no row.")
+    if not pd.api.types.is_numeric_dtype(table["row"]) or (table["row"] % 1 != 0).any():
+        raise InputError(f'{file}: the column row holds row numbers of the store, not "{table["row"].iloc[0]}".')
+    return table["label"].astype(str).set_axis(table["row"].astype(np.int64))
 
 
 def lines(path: Path) -> list[str]:
@@ -182,26 +229,29 @@ def activations(
     *,
     edits: Mapping[str, Edit] | None = None,
     batch_size: int = 64,
+    progress: bool = False,
 ) -> dict[str, Float[Tensor, "example d_model"]]:
     """What stands at each of `sites` where each prompt is read, float32 on the CPU."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for first in range(0, len(examples.tokens), batch_size):
-        rows = examples.tokens[first : first + batch_size]
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-        place = torch.arange(tokens.shape[1])
-        after_bos = torch.tensor([int(row[0] == model.bos and len(row) > 1) for row in rows])
-        start = after_bos if examples.pooled else lengths - 1
-        read = ((place >= start[:, None]) & (place < lengths[:, None])).float()
-        with edited(model, edits or {}), captured(model, list(sites)) as cache:
-            model(tokens)
-        for site in sites:
-            total = einsum(
-                read.to(cache[site].device), cache[site].float(), "prompt pos, prompt pos d_model -> prompt d_model"
-            )
-            found[site].append(total.cpu() / read.sum(1, keepdim=True))
+    with Progress("reading prompts", len(examples.tokens), progress) as bar:
+        for first in range(0, len(examples.tokens), batch_size):
+            rows = examples.tokens[first : first + batch_size]
+            lengths = torch.tensor([len(row) for row in rows])
+            tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+            for i, row in enumerate(rows):
+                tokens[i, : len(row)] = torch.tensor(row)
+            place = torch.arange(tokens.shape[1])
+            after_bos = torch.tensor([int(row[0] == model.bos and len(row) > 1) for row in rows])
+            start = after_bos if examples.pooled else lengths - 1
+            read = ((place >= start[:, None]) & (place < lengths[:, None])).float()
+            with edited(model, edits or {}), captured(model, list(sites)) as cache:
+                model(tokens)
+            for site in sites:
+                total = einsum(
+                    read.to(cache[site].device), cache[site].float(), "prompt pos, prompt pos d_model -> prompt d_model"
+                )
+                found[site].append(total.cpu() / read.sum(1, keepdim=True))
+            bar.advance(len(rows))
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 

@@ -30,9 +30,10 @@ from interp.decoder.loading import load_model
 from interp.decoder.model import Model
 from interp.decoder.placing import needs_weights
 from interp.errors import AlreadyExists, InputError
+from interp.progress import Progress
 
 
-def orthogonalise(model: Model, direction: Direction, to: str | Path) -> Model:
+def orthogonalise(model: Model, direction: Direction, to: str | Path, *, progress: bool = False) -> Model:
     """The model without the direction, as a Hugging Face directory at `to`, loaded from there. A tied unembedding
     becomes a matrix of its own, as it was: it reads the stream, it does not write to it.
 
@@ -46,19 +47,24 @@ def orthogonalise(model: Model, direction: Direction, to: str | Path) -> Model:
     needs_weights(model, "a direction taken out of weights")
     if model.plain is None:
         raise InputError(f'"{model.name}" is not a Hugging Face model: its weights cannot be saved as one.')
-    changed = orthogonalised(model, direction.vector)
     made = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
-        made.mkdir(parents=True)
-        changed.save_pretrained(made)
-        model.tokenizer.save_pretrained(made)
-        runs.write_json(made / "orthogonalised.json", {
-            "from": model.provenance(), "direction": direction.name, "site": direction.site, "method": direction.method,
-            "vector": direction.vector.tolist(), "versions": runs.versions(),
-        })  # fmt: skip
-        dtype = str(model.dtype).removeprefix("torch.")
-        _check(model, direction, load_model(str(made), device=str(model.device), dtype=dtype))
-        os.replace(made, to)
+        with Progress("taking it out of the weights", 3, progress) as bar:
+            changed = orthogonalised(model, direction.vector)
+            bar.advance()
+            made.mkdir(parents=True)
+            changed.save_pretrained(made)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(made)
+            runs.write_json(made / "orthogonalised.json", {
+                "from": model.provenance(), "direction": direction.name, "site": direction.site,
+                "method": direction.method, "vector": direction.vector.tolist(), "versions": runs.versions(),
+            })  # fmt: skip
+            bar.advance()
+            dtype = str(model.dtype).removeprefix("torch.")
+            _check(model, direction, load_model(str(made), device=str(model.device), dtype=dtype))
+            os.replace(made, to)
+            bar.advance()
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return load_model(str(to), device=str(model.device), dtype=dtype)

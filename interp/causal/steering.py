@@ -140,6 +140,21 @@ class DoseResponse:
             })  # fmt: skip
         return pd.DataFrame(found)
 
+    def verdict(self) -> pd.DataFrame:
+        """Does it do more than directions that mean nothing? A row a measure and strength: `effect` of the direction
+        with its interval, and of each kind of control the largest |effect| of one at that strength, pushed either way
+        (its sign means nothing). `clear`: the whole interval lies on the side pushed to, beyond every control."""
+        table = self.table()
+        table["size"] = table[["least", "largest"]].abs().max(axis=1)
+        ours = table[(table["kind"] == "direction") & (table["measure"] != "kl")]
+        beside = table[table["kind"] != "direction"]
+        beside = beside.groupby([beside["measure"], beside["strength"].abs(), "kind"])["size"].max().unstack()
+        found = ours[["measure", "strength", "gaps", "effect", "ci_low", "ci_high"]].reset_index(drop=True)
+        controls = beside.loc[list(zip(found["measure"], found["strength"].abs(), strict=True))].reset_index(drop=True)
+        nearest_to_0 = np.where(found["strength"] > 0, found["ci_low"], -found["ci_high"])
+        found = found.join(controls)
+        return found.assign(clear=nearest_to_0 > controls.max(axis=1).clip(lower=0), n=ours["n"].to_numpy())
+
     def figure(self, measure: str = "log_odds") -> Figure:
         """The effect by strength, with controls in grey between their least and largest."""
         from interp.plots.directions import dose_response
@@ -231,28 +246,37 @@ def _said(model: Model, side: Int[Tensor, "prompt _"]) -> str:
 
 def removal(
     model: Model, direction: Direction, task: Task, *, sites: str | Sequence[str] | None = None, n_random: int = 5,
-    seed: int = 0,
+    seed: int = 0, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """What is left of a task's logit difference (right answer over wrong, in nats) and accuracy with the direction
-    projected out where it was found (or at `sites`), and out of every write to the stream; and with random directions
-    out of every write, on the mean. Columns: change, logit_diff, effect, ci_low, ci_high, accuracy, n."""
+    projected out where it was found (or at `sites`), and out of every write to the stream; and with random directions,
+    and those of shuffled labels, out of every write: their mean, and the `least` and `largest` effect of one. Columns:
+    change, logit_diff, effect, ci_low, ci_high, least, largest, accuracy, n."""
     direction.check(model)
     question = Question.of(model, task)
     noise = torch.randn(n_random, model.d_model, generator=torch.Generator().manual_seed(seed))
-    random = [replace(direction, vector=vector) for vector in noise]
+    beside = {"random directions": noise, "directions of shuffled labels": direction.shuffled}
     changes = {
         "nothing": [{}], "projected out where found": [direction.project_out(sites=sites)],
         "projected out of every write": [direction.ablate(model)],
-        f"{n_random} random directions out of every write": [one.ablate(model) for one in random],
+    } | {
+        f"{len(vectors)} {name} out of every write": [replace(direction, vector=v).ablate(model) for v in vectors]
+        for name, vectors in beside.items()
     }  # fmt: skip
-    every = {
-        name: np.stack([question.log_odds(question.logprobs(model, edits)) for edits in each])
-        for name, each in changes.items()
-    }
-    values = {name: drawn.mean(0) for name, drawn in every.items()}
-    effects = np.stack(list(values.values())) - values["nothing"]
-    low, high = bootstrap(effects, seed)
+    every = {}
+    with Progress("projecting out", sum(map(len, changes.values())), progress) as bar:
+        for name, each in changes.items():
+            drawn = []
+            for edits in each:
+                drawn.append(question.log_odds(question.logprobs(model, edits)))
+                bar.advance()
+            every[name] = np.stack(drawn)
+    start = every["nothing"][0]
+    means = np.stack([drawn.mean(0) for drawn in every.values()])
+    one_by_one = [(drawn - start).mean(1) for drawn in every.values()]
+    low, high = bootstrap(means - start, seed)
     return pd.DataFrame({
-        "change": list(values), "logit_diff": [v.mean() for v in values.values()], "effect": effects.mean(1),
-        "ci_low": low, "ci_high": high, "accuracy": [(v > 0).mean() for v in every.values()], "n": len(task),
+        "change": list(every), "logit_diff": means.mean(1), "effect": (means - start).mean(1), "ci_low": low,
+        "ci_high": high, "least": [x.min() for x in one_by_one], "largest": [x.max() for x in one_by_one],
+        "accuracy": [(drawn > 0).mean() for drawn in every.values()], "n": len(task),
     })  # fmt: skip

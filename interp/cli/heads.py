@@ -100,12 +100,14 @@ def _measure(model: Model, settings: dict[str, Any], edits: dict[str, Edit]) -> 
     on = task if settings["corpus"] is None else _windows(model, settings["corpus"], settings["n"])
     text = task.prompts[0].clean_tokens if settings["text"] is None else settings["text"]
     return _Found(
-        effects.scores if effects else interp.head_scores(model, on, seed=seed, edits=edits),
+        effects.scores if effects else interp.head_scores(model, on, seed=seed, edits=edits, progress=True),
         interp.patterns(model, text, edits=edits),
-        interp.head_circuits(model, embedding=settings["embedding"], offset=settings["offset"], seed=seed)
+        interp.head_circuits(
+            model, embedding=settings["embedding"], offset=settings["offset"], seed=seed, progress=True
+        )
         if settings["circuits"]
         else None,
-        interp.composition(model, offset=settings["offset"], seed=seed)
+        interp.composition(model, offset=settings["offset"], seed=seed, progress=True)
         if settings["circuits"] and model.n_layers > 1
         else None,
         effects,

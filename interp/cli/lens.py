@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
 from interp import runs
 from interp.cli import options
-from interp.cli.keeping import place, recorded
-from interp.cli.keeping import settings as kept
+from interp.cli.flags import Look, command
+from interp.cli.keeping import place, recorded, settings
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,32 +34,53 @@ _READ = {
 }
 """How to read the three results."""
 
-Prompt = Annotated[str | None, typer.Argument(help="A text; or --task.", show_default=False)]
-TaskName = Annotated[str | None, typer.Option("--task", help="ioi, ..., or a .jsonl of prompt pairs: means over it.")]
-Tuned = Annotated[str | None, typer.Option(help="A run of interp lens train: read by it too.")]
-Position = Annotated[int, typer.Option(help="Where the prompt is read; -1 the last.")]
+
+class Prompts(Look):
+    """What `interp lens show` and `attribute` are of: a text, or the prompts of a task."""
+
+    prompt: str | None = Field(None, description="A text; or --task.")
+    task: str | None = Field(None, description="ioi, ..., or a .jsonl of prompt pairs: means over it.")
+    position: int | None = Field(None, description="Where a text is read; the last token (-1) if not given.")
+    corruption: str | None = Field(None, description="Of ioi: abc (three other names) or swap (the other giver).")
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        """What a task has no use for."""
+        return ("position",)
+
+
+class Show(Prompts):
+    """The flags of `interp lens show`."""
+
+    target: str | None = Field(None, description='Of a text: the token asked for, " Mary"; else the next.')
+    top: int | None = Field(None, description="Of a text: likeliest tokens of each layer; 5 if not given.", ge=1)
+    colour: str | None = Field(
+        None, description="Of a text's figure: top_prob (if not given), prob, rank, kl, entropy."
+    )
+    tuned: str | None = Field(None, description="A run of interp lens train: read by it too.")
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        return ("position", "target", "top", "colour")
+
+
+class Attribute(Prompts):
+    """The flags of `interp lens attribute`."""
+
+    answer: str | None = Field(None, description="Of a text; the model's top token if not given.")
+    wrong: str | None = Field(None, description="Of a text: the token that the answer is held against.")
+    by: str = Field("component", description="layer, component (heads, MLPs, biases) or neuron.")
+    sae: list[str] = Field([], description="Break what this dictionary reads up into its latents; may be repeated.")
+    top: int = Field(10, description="Parts to print.", ge=1)
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        return ("position", "answer", "wrong")
 
 
 @app.command()
-def show(
-    prompt: Prompt = None,
-    task: TaskName = None,
-    model: options.ModelName = "bundled",
-    target: Annotated[str | None, typer.Option(help='Of a text: the token asked for, " Mary"; else the next.')] = None,
-    top: Annotated[int, typer.Option(help="Of a text: likeliest tokens of each layer.", min=1)] = 5,
-    position: Position = -1,
-    colour: Annotated[str, typer.Option(help="Of the figure: top_prob, prob, rank, kl, entropy.")] = "top_prob",
-    tuned: Tuned = None,
-    edit: options.Edits = None,
-    n: options.N = None,
-    corruption: options.Corruption = None,
-    seed: options.Seed = 0,
-    out: options.Keep = None,
-    workspace: options.Workspace = options.WORKSPACE,
-    overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
-) -> None:
+@command(Show, argument="prompt")
+def show(c: Show) -> None:
     """What would the model say if it stopped after each layer? Of one prompt its likeliest tokens; of a task when the
     answer emerges. With --out a run with figures and a report.
 
@@ -66,37 +88,36 @@ def show(
 
     Example: interp lens show --task ioi --n 200 --tuned bundled-lens --out ioi-lens
     """
-    settings = kept(locals())
-    path = _place(prompt, task, out, workspace, overwrite, "lens")
-    if task is not None and target is not None:
-        raise InputError("--target is of a text: a task has its own answers.")
+    path = _place(c, "lens")
     from interp.plots.lenses import COLOURS
 
+    colour = c.colour or "top_prob"
     if colour not in COLOURS:
         raise InputError(f'colour "{colour}" given: one of {", ".join(COLOURS)}.')
     import interp
     from interp.cli import editing
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
-    edits, lens = editing.read(edit, loaded, workspace), _tuned(tuned, workspace, loaded)
-    if prompt is not None:
-        found = interp.logit_lens(loaded, prompt, target=target, top=top, edits=edits, tuned=lens)
+    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    edits, lens = editing.read(c.edit, loaded, c.workspace), _tuned(c.tuned, c.workspace, loaded)
+    if c.prompt is not None:
+        prompts, position = None, _position(loaded, c.prompt, -1 if c.position is None else c.position)
+        found = interp.logit_lens(
+            loaded, c.prompt, target=c.target, top=c.top or 5, edits=edits, tuned=lens, progress=True
+        )
         _say_prompt(found, position)
-        if path is not None:
-            with recorded(path, "lens", settings, loaded, seed, overwrite):
-                found.save(path)
-                _report(path, _about(found), [found.figure(colour, last=128)], found.rows.drop(columns="top_id"))
     else:
-        prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption)
-        curve = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=seed, progress=True)
-        _say_curve(curve)
-        if path is not None:
-            with recorded(path, "lens", settings, loaded, seed, overwrite):
-                curve.save(path)
-                prompts.save(path / "prompts.jsonl", loaded)
-                figures = [curve.figure(metric) for metric in curve.rows["metric"].unique()]
-                _report(path, _about(curve), figures, curve.rows)
+        prompts = interp.load_task(c.task, loaded, n=c.n, seed=c.seed, corruption=c.corruption)
+        found = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=c.seed, progress=True)
+        _say_curve(found)
     if path is not None:
+        with recorded(path, "lens", settings(c.model_dump()), loaded, c.seed, c.overwrite):
+            found.save(path)
+            if prompts is None:
+                _report(path, _about(found), [found.figure(colour, last=64)], found.rows.drop(columns="top_id"))
+            else:
+                prompts.save(path / "prompts.jsonl", loaded)
+                figures = [found.figure(metric) for metric in found.rows["metric"].unique()]
+                _report(path, _about(found), figures, found.rows)
         print(f"-> {path / 'report.html'}")
 
 
@@ -125,7 +146,7 @@ def train(
 
     Example: interp lens train --model bundled --corpus bundled --steps 250 --out bundled-lens
     """
-    settings = kept(locals())
+    given = settings(locals())
     path = runs.place(workspace, "runs", out, "lens-train")
     runs.check_free(path, overwrite)
     if corpus and store:
@@ -136,7 +157,7 @@ def train(
     config = TunedConfig(steps, batch_size, lr, context, n_tokens, held_out, seed)
     source = interp.Store(_folder(store, workspace / "stores")) if store else corpus or "bundled"
     loaded = interp.load_model(model, device=device, dtype=dtype)
-    with recorded(path, "lens-train", settings, loaded, seed, overwrite):
+    with recorded(path, "lens-train", given, loaded, seed, overwrite):
         lens = interp.train_tuned_lens(loaded, source, config, out=path, progress=True)
         said = f'A tuned lens of "{loaded.name}", trained on {lens.about["source"]}: KL(output || lens) on what was '
         _report(path, said + "held out, with 95% intervals.", [lens.curve.figure()], lens.curve.rows)
@@ -145,28 +166,8 @@ def train(
 
 
 @app.command()
-def attribute(
-    prompt: Prompt = None,
-    task: TaskName = None,
-    model: options.ModelName = "bundled",
-    answer: Annotated[str | None, typer.Option(help="Of a text; the model's top token if not given.")] = None,
-    wrong: Annotated[str | None, typer.Option(help="Of a text: the token that the answer is held against.")] = None,
-    position: Position = -1,
-    by: Annotated[str, typer.Option(help="layer, component (heads, MLPs, biases) or neuron.")] = "component",
-    sae: Annotated[
-        list[str] | None, typer.Option(help="Break what this dictionary reads up into its latents; may be repeated.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="Parts to print.", min=1)] = 10,
-    edit: options.Edits = None,
-    n: options.N = None,
-    corruption: options.Corruption = None,
-    seed: options.Seed = 0,
-    out: options.Keep = None,
-    workspace: options.Workspace = options.WORKSPACE,
-    overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
-) -> None:
+@command(Attribute, argument="prompt")
+def attribute(c: Attribute) -> None:
     """Which parts write the answer? The logit difference as a sum over heads, MLPs, neurons or latents, the scale of
     the last layer norm held. With --out a run with figures and a report.
 
@@ -174,25 +175,25 @@ def attribute(
 
     Example: interp lens attribute "The keys to the cabinet" --answer " are" --wrong " is" --by neuron
     """
-    settings = kept(locals())
-    path = _place(prompt, task, out, workspace, overwrite, "lens-attribute")
-    if task is not None and (answer or wrong):
-        raise InputError("--answer and --wrong are of a text: a task has its own.")
+    path = _place(c, "lens-attribute")
     import interp
     from interp.cli import editing
     from interp.cli.batch import dictionary
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
-    edits = editing.read(edit, loaded, workspace)
-    dictionaries = {name: dictionary(name, str(workspace), loaded) for name in sae or []}
-    prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption) if task else None
+    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    edits = editing.read(c.edit, loaded, c.workspace)
+    dictionaries = {name: dictionary(name, str(c.workspace), loaded) for name in c.sae}
+    prompts = None
+    if c.task is not None:
+        prompts = interp.load_task(c.task, loaded, n=c.n, seed=c.seed, corruption=c.corruption)
     found = interp.attribute_logits(
-        loaded, prompts or prompt, by=by, answer=answer, wrong=wrong, position=position, dictionaries=dictionaries,
-        edits=edits, seed=seed, progress=True,
+        loaded, prompts or c.prompt, by=c.by, answer=c.answer, wrong=c.wrong,
+        position=-1 if c.position is None else c.position, dictionaries=dictionaries, edits=edits, seed=c.seed,
+        progress=True,
     )  # fmt: skip
-    _say_attribution(found, top)
+    _say_attribution(found, c.top)
     if path is not None:
-        with recorded(path, "lens-attribute", settings, loaded, seed, overwrite):
+        with recorded(path, "lens-attribute", settings(c.model_dump()), loaded, c.seed, c.overwrite):
             found.save(path)
             if prompts is not None:
                 prompts.save(path / "prompts.jsonl", loaded)
@@ -200,13 +201,16 @@ def attribute(
         print(f"-> {path / 'attribution.parquet'}, {path / 'report.html'}")
 
 
-def _place(
-    prompt: str | None, task: str | None, out: str | None, workspace: Path, overwrite: bool, kind: str
-) -> Path | None:
-    """The run's folder, checked; None where nothing is to be written. InputError unless one thing is looked at."""
-    if (prompt is None) == (task is None):
+def _place(c: Prompts, kind: str) -> Path | None:
+    """The run's folder, checked; None where nothing is to be written. InputError unless one thing is looked at, and all
+    that is said applies to it."""
+    if (c.prompt is None) == (c.task is None):
         raise InputError("give a text or --task: one prompt, or the prompts of a task.")
-    return place(out, workspace, kind, overwrite)
+    names, what = (("n", "corruption"), "a task") if c.task is None else (c.of_text, "a text")
+    if given := [name for name in names if getattr(c, name) is not None]:
+        instead = "give --task." if c.task is None else "a task has its own answers and positions."
+        raise InputError(f"--{given[0]} is of {what}: {instead}")
+    return place(c.out, c.workspace, kind, c.overwrite)
 
 
 def _folder(name: str, among: Path) -> Path:
@@ -220,13 +224,20 @@ def _tuned(name: str | None, workspace: Path, model: Model) -> TunedLens | None:
     return None if name is None else TunedLens.load(_folder(name, workspace / "runs"), model)
 
 
-def _say_prompt(found: Lens, position: int) -> None:
-    """Each layer at one position, from the output down."""
-    length = found.rows["position"].max() + 1
+def _position(model: Model, prompt: str, position: int) -> int:
+    """A position counted from the first token. InputError for one that the prompt has not."""
+    from interp.lenses.reading import token_ids
+
+    length = len(token_ids(model, prompt))
     if not -length <= position < length:
         raise InputError(f"position {position} given: the prompt has {length} tokens.")
-    rows = found.rows[found.rows["position"] == position % length]
-    print(f"at {position % length}, {rows['token'].iloc[0]!r}; target {rows['target'].iloc[0]!r}")
+    return position % length
+
+
+def _say_prompt(found: Lens, position: int) -> None:
+    """Each layer at one position, from the output down."""
+    rows = found.rows[found.rows["position"] == position]
+    print(f"at {position}, {rows['token'].iloc[0]!r}; target {rows['target'].iloc[0]!r}")
     for row in rows[::-1].itertuples():
         said = "  ".join(f"{word!r} {p:.3f}" for word, p in zip(row.top, row.top_prob, strict=True))
         print(

@@ -20,10 +20,8 @@ Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the weights' n
 Seed = Annotated[int, typer.Option(help="Of the prompts drawn and of the bootstrap.")]
 Corruption = Annotated[str | None, typer.Option(help="Of ioi: abc (three other names) or swap (the other giver).")]
 Keep = Annotated[str | None, typer.Option("--out", help="Keep it as a run of this name; else it is only printed.")]
-Edits = Annotated[
-    list[str] | None,
-    typer.Option("--edit", help="L3H5=0, L2.mlp*0.5, demo/417=8, joy@3.resid_post+4; may be given again."),
-]
+EDIT = "L3H5=0, L2.mlp*0.5, demo/417=8, joy@3.resid_post+4; may be given again."
+Edits = Annotated[list[str] | None, typer.Option("--edit", help=EDIT)]
 
 WORKSPACE = runs.WORKSPACE
 

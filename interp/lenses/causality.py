@@ -92,7 +92,7 @@ def heads_and_effects(
     if "," in method:
         raise InputError(f'method "{method}" given: one at a time, e.g. mean.')
     task = repeats(model, n=n, length=length, seed=seed)
-    scores = head_scores(model, task, seed=seed)
+    scores = head_scores(model, task, seed=seed, progress=progress)
     return HeadsAndEffects(
         scores, ablate(model, task, components="heads", method=method, metric="loss", seed=seed, progress=progress)
     )

@@ -29,6 +29,7 @@ from interp.decoder.model import Model
 from interp.decoder.sites import Component
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses import weights
+from interp.progress import Progress
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,8 +85,9 @@ class Composition:
 
 
 def composition(
-    model: Model, *, kinds: Sequence[str] | None = None, offset: int = 0, n_random: int = N_RANDOM, seed: int = 0
-) -> Composition:
+    model: Model, *, kinds: Sequence[str] | None = None, offset: int = 0, n_random: int = N_RANDOM, seed: int = 0,
+    progress: bool = False,
+) -> Composition:  # fmt: skip
     """Composition of every head with every head of a later layer; of each of `kinds`, or of all that apply.
 
     `offset`: tokens that the later head's query stands after its key, which Q and K depend on under RoPE. The baseline
@@ -97,15 +99,18 @@ def composition(
             raise UnknownName(f'no composition "{kind}". Nearest: {nearest(kind, KINDS)}.')
     if model.n_layers < 2:
         raise InputError(f'"{model.name}" has one layer: no head reads what another wrote.')
-    with torch.no_grad():
-        layers = list(weights.read(model, offset=offset, seed=seed))
-        unlike = next((layer.unlike for layer in layers if layer.unlike), "")
-        if unlike and set(kinds or ()) & {"q", "k"}:
-            raise InputError(f'Q and K composition do not apply to "{model.name}": {unlike}; ask for kinds "v".')
-        kinds = list(kinds or (KINDS if not unlike else "v"))
-        written = torch.cat([_writes(layer) for layer in layers])
-        tables = [_of_kind(model, kind, written, torch.cat([_reads(one, kind) for one in layers]), n_random, seed)
-                  for kind in kinds]  # fmt: skip
+    wrote, read, unlike = [], {kind: [] for kind in kinds or KINDS}, ""
+    with torch.no_grad(), Progress("composition of heads", model.n_layers, progress) as bar:
+        for layer in weights.read(model, offset=offset, seed=seed):  # the whole matrices of one layer at a time
+            unlike = unlike or layer.unlike
+            if unlike and set(kinds or ()) & {"q", "k"}:
+                raise InputError(f'Q and K composition do not apply to "{model.name}": {unlike}; ask for kinds "v".')
+            wrote.append(_writes(layer))
+            for kind in read:
+                read[kind].append(_reads(layer, kind))
+            bar.advance()
+        written, kinds = torch.cat(wrote), [kind for kind in read if not unlike or kind == "v"]
+        tables = [_of_kind(model, kind, written, torch.cat(read[kind]), n_random, seed) for kind in kinds]
     rows = pd.concat(tables).sort_values("excess", ascending=False, kind="stable", ignore_index=True)
     about = {"model": model.provenance(), "offset": offset, "unlike": unlike, "n_random": n_random, "seed": seed,
              "versions": runs.versions()}  # fmt: skip

@@ -7,9 +7,8 @@ output, and is what a tuned lens is held against the logit lens by.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import runs
 from interp.causal.effects import about
 from interp.causal.statistics import bootstrap
 from interp.data.metrics import prob_diff
@@ -25,7 +23,7 @@ from interp.data.tasks import Task
 from interp.decoder.hooks import Edit
 from interp.decoder.model import Model
 from interp.decoder.sites import short
-from interp.errors import MissingFile
+from interp.lenses.kept import Kept
 from interp.lenses.reading import (
     LOGITS_AT_ONCE,
     Seen,
@@ -57,11 +55,11 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class LensCurve:
+class LensCurve(Kept):
     """Scores of each layer, read by one lens or two, mean over prompts."""
 
-    rows: pd.DataFrame
-    about: dict[str, Any] = field(default_factory=dict)
+    FILE = "curve"
+    MADE_BY = "interp lens show --task or interp lens train"
 
     def table(self) -> pd.DataFrame:
         """A row a lens ("logit", "tuned"), layer (-1: the embeddings; the last is the model's output) and metric
@@ -74,21 +72,6 @@ class LensCurve:
         from interp.plots.lenses import curve
 
         return curve(self.rows, metric or self.rows["metric"].iloc[0])
-
-    def save(self, path: str | Path) -> None:
-        """curve.parquet and curve.json into the folder `path`."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        self.rows.to_parquet(path / "curve.parquet", index=False)
-        runs.write_json(path / "curve.json", self.about)
-
-    @classmethod
-    def load(cls, path: str | Path) -> LensCurve:
-        """What `save` wrote. MissingFile where there is none."""
-        path = Path(path)
-        if not (path / "curve.json").exists():
-            raise MissingFile(f"no curve.json in {path}: make one with interp lens show --task or interp lens train.")
-        return cls(pd.read_parquet(path / "curve.parquet"), runs.read_json(path / "curve.json"))
 
 
 @dataclass(frozen=True)
@@ -119,14 +102,12 @@ def lens_curve(
     pairs = ["logit_diff"] if task.has_wrong else ["loss"]
     metrics = [*pairs, *["prob_diff"] * task.has_sets, "prob", "rank", "kl", "entropy"]
     with Progress("reading layers", len(task), progress) as bar:
-        values = measure(model, asked(model, task, edits, bar.advance), lenses, metrics, len(task))
+        values = measure(model, asked(model, task, edits), lenses, metrics, len(task), bar.advance)
     said = about(model, task, seed, edits=list(edits or {}), tuned=None if tuned is None else tuned.name)
     return LensCurve(table_of(model, values, seed), said)
 
 
-def asked(
-    model: Model, task: Task, edits: Mapping[str, Edit] | None = None, advance: Callable[[int], None] = lambda n: None
-) -> Iterator[Asked]:
+def asked(model: Model, task: Task, edits: Mapping[str, Edit] | None = None) -> Iterator[Asked]:
     """The task's reads, some prompts of one length at a time."""
     prompt, pos, answer, wrong = task.reads()
     right, other = task.answer_sets()
@@ -138,12 +119,16 @@ def asked(
                 model, tokens[prompts, : int(length)], torch.searchsorted(prompts, prompt[mine]), pos[mine], edits
             )
             yield Asked(seen, prompt[mine], answer[mine], wrong[mine], (right[mine], other[mine]))
-            advance(len(prompts))
 
 
 @torch.no_grad()
 def measure(
-    model: Model, batches: Iterable[Asked], lenses: Mapping[str, Translator | None], metrics: list[str], n_prompts: int
+    model: Model,
+    batches: Iterable[Asked],
+    lenses: Mapping[str, Translator | None],
+    metrics: list[str],
+    n_prompts: int,
+    advance: Callable[[int], None],
 ) -> dict[tuple[str, int, str], Float[np.ndarray, " prompt"]]:
     """Each metric by lens and layer, the mean over a prompt's reads; NaN where a prompt has none."""
     total: dict[tuple[str, int, str], Tensor] = {}
@@ -155,6 +140,7 @@ def measure(
                 for metric, each in _scores(logits, output, batch, some, metrics).items():
                     found = total.setdefault((name, layer, metric), torch.zeros(n_prompts, dtype=torch.double))
                     found.index_add_(0, batch.prompt[some], each.double().cpu())
+        advance(len(batch.prompt.unique()))
     return {key: (value / count).numpy() for key, value in total.items()}  # 0 / 0 is NaN
 
 

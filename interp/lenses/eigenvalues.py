@@ -36,6 +36,7 @@ from interp.decoder.model import Model
 from interp.decoder.sites import Component
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 from interp.lenses import weights
+from interp.progress import Progress
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -106,6 +107,7 @@ def head_circuits(
     top_k: int = TOP_K,
     n_tokens: int = N_TOKENS,
     seed: int = 0,
+    progress: bool = False,
 ) -> HeadCircuits:
     """Eigenvalues of the OV and QK circuit of every head, and how far it copies.
 
@@ -126,13 +128,15 @@ def head_circuits(
         draw = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(model.d_vocab, generator=draw)[:n_tokens].to(model.device)
         ov, qk, copies, unlike = [], [], [], ""
-        for layer in weights.read(model, offset=offset, seed=seed):
-            ov.append(torch.linalg.eigvals(layer.W_O @ to_logits @ layer.W_V))
-            qk.append(torch.linalg.eigvals(layer.W_K.mT @ alike @ layer.W_Q_at))
-            if layer.unlike:
-                qk[-1], unlike = torch.full_like(qk[-1], torch.nan), layer.unlike
-            read = einsum(embed(drawn), layer.W_V, "token d_model, head d_model d_head -> head token d_head")
-            copies += [_copied(*factors, drawn, top_k) for factors in zip(read, layer.W_O @ W_U, strict=True)]
+        with Progress("circuits of heads", model.n_layers, progress) as bar:
+            for layer in weights.read(model, offset=offset, seed=seed):
+                ov.append(torch.linalg.eigvals(layer.W_O @ to_logits @ layer.W_V))
+                qk.append(torch.linalg.eigvals(layer.W_K.mT @ alike @ layer.W_Q_at))
+                if layer.unlike:
+                    qk[-1], unlike = torch.full_like(qk[-1], torch.nan), layer.unlike
+                read = einsum(embed(drawn), layer.W_V, "token d_model, head d_model d_head -> head token d_head")
+                copies += [_copied(one, W_O @ W_U, drawn, top_k) for one, W_O in zip(read, layer.W_O, strict=True)]
+                bar.advance()
     found = {name: torch.cat(one).cpu().numpy() for name, one in (("ov", ov), ("qk", qk))}
     heads = [Component("head", layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     rows = pd.DataFrame([{"component": c.name, "layer": c.layer, "index": c.index} for c in heads]).assign(

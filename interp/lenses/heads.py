@@ -41,6 +41,7 @@ from interp.decoder.hooks import Edit, edited, watch
 from interp.decoder.model import Model
 from interp.decoder.sites import Component, components, layer_site
 from interp.errors import InputError, MissingFile, UnknownName, nearest
+from interp.progress import Progress
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -107,12 +108,20 @@ class Patterns:
         rows = _rows(self.layers, self.pattern.shape[1])
         return rows.assign(**scores, first_token_weighted=shares[..., 1:, 0].mean(-1).ravel())
 
-    def figure(self, head: str = "L0H0", *, weighted: bool = False) -> Figure:
-        """One head's pattern: a row a query, a column a key."""
+    def figure(
+        self, head: str = "L0H0", *, weighted: bool = False, less: Patterns | None = None, called: str = "the other"
+    ) -> Figure:
+        """One head's pattern: a row a query, a column a key. `less`: the patterns of another run on as many tokens,
+        `called` so, which are taken from these."""
         from interp.plots.heads import pattern
 
-        frame = pd.DataFrame(self.of(head, weighted=weighted), index=self.text, columns=self.text)
-        return pattern(frame, head, weighted=weighted)
+        values = self.of(head, weighted=weighted)
+        if less is not None:
+            if len(less.tokens) != len(self.tokens):
+                raise InputError(f"{len(self.tokens)} and {len(less.tokens)} tokens given: of as many, a difference.")
+            values = values - less.of(head, weighted=weighted)
+        frame = pd.DataFrame(values, index=self.text, columns=self.text)
+        return pattern(frame, head, weighted=weighted, less="" if less is None else called)
 
     def save(self, path: str | Path) -> None:
         """patterns.h5 in the folder `path`."""
@@ -273,6 +282,7 @@ def head_scores(
     length: int = LENGTH,
     seed: int = 0,
     edits: Mapping[str, Edit] | None = None,
+    progress: bool = False,
 ) -> HeadScores:
     """Previous-token, current-token, first-token, duplicate-token and induction score and the entropy of every head.
 
@@ -288,14 +298,14 @@ def head_scores(
             f"sequences of {int(lengths.min())} to {tokens.shape[1]} tokens given: 3 to {model.n_ctx} can be scored."
         )
     other = task.tokens("corrupted") if isinstance(task, Task) and task.has_corrupted and not task.unaligned else None
-    values, chance = _attended(model, tokens, tokens, lengths, SCORES, edits or {})
+    with Progress("scoring heads", len(tokens) * (1 if other is None else 2), progress) as bar:
+        values, chance = _attended(model, tokens, tokens, lengths, SCORES, edits or {}, bar)
+        control = {} if other is None else _attended(model, other, tokens, lengths, CONTROLLED, edits or {}, bar)[0]
     table = _rows(range(model.n_layers), model.n_heads)
     for name, array in values.items():
         low, high = bootstrap(array, seed)
         table = table.assign(**{name: mean_and_std(array)[0], f"{name}_low": low, f"{name}_high": high})
-    if other is not None:
-        control, _ = _attended(model, other, tokens, lengths, CONTROLLED, edits or {})
-        table = table.assign(**{f"{name}_control": mean_and_std(array)[0] for name, array in control.items()})
+    table = table.assign(**{f"{name}_control": mean_and_std(array)[0] for name, array in control.items()})
     about = {
         "model": model.provenance(), "on": task.name if isinstance(task, Task) else "windows", "n": len(tokens),
         "length": int(lengths.max()), "seed": seed, "edits": sorted(edits or {}), "versions": runs.versions(),
@@ -310,6 +320,7 @@ def _attended(
     lengths: Int[Tensor, " sequence"],
     scores: Sequence[str],
     edits: Mapping[str, Edit],
+    bar: Progress,
 ) -> tuple[dict[str, Float[np.ndarray, "head sequence"]], dict[str, float]]:
     """Each of `scores` on `tokens`, and its chance; the rules are those of the tokens `named_by`."""
     layers = _checked(model, None)
@@ -331,6 +342,7 @@ def _attended(
             alike = (alike / alike.sum(-1, keepdim=True)).expand(len(rows), 1, -1, -1).to(model.device)
             for name, one in _score(alike, keys).items():
                 chance[name] += one[:, 0].tolist()
+            bar.advance(len(rows))
     return values, {name: float(mean_and_std(np.array([one]))[0][0]) for name, one in chance.items()}
 
 

@@ -8,9 +8,8 @@ layer's coordinates, so a layer that "knows" nothing here may know it yet: `inte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -20,21 +19,23 @@ from torch import Tensor
 from interp import runs
 from interp.decoder.hooks import Edit
 from interp.decoder.model import Model
-from interp.errors import InputError, MissingFile
+from interp.errors import InputError
+from interp.lenses.kept import Kept
 from interp.lenses.reading import entropy_of, kl_divergence, label, look, rank_of, readings, token_id, token_ids
 from interp.lenses.tuned import TunedLens
+from interp.progress import Progress
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
-class Lens:
-    """What each layer says at each position of one prompt."""
+class Lens(Kept):
+    """What each layer says at each position of one prompt. `about`: model, tokens, what the target is, the tuned lens,
+    the sites edited, versions."""
 
-    rows: pd.DataFrame
-    about: dict[str, Any] = field(default_factory=dict)
-    """Model, tokens, what the target is, the tuned lens, the sites edited, versions."""
+    FILE = "lens"
+    MADE_BY = "interp lens show"
 
     def table(self) -> pd.DataFrame:
         """A row a layer and position: `layer` (-1: the embeddings; the last is the model's output), `position` and the
@@ -50,24 +51,6 @@ class Lens:
 
         return grid(self.rows, colour, last=last)
 
-    def save(self, path: str | Path) -> None:
-        """lens.parquet and lens.json into the folder `path`."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        self.rows.to_parquet(path / "lens.parquet", index=False)
-        runs.write_json(path / "lens.json", self.about)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Lens:
-        """What `save` wrote. MissingFile where there is none."""
-        path = Path(path)
-        if not (path / "lens.parquet").exists():
-            raise MissingFile(f"no lens.parquet in {path}: make one with interp lens show.")
-        rows = pd.read_parquet(path / "lens.parquet")
-        for column in ("top", "top_id", "top_prob"):
-            rows[column] = [list(values) for values in rows[column]]
-        return cls(rows, runs.read_json(path / "lens.json"))
-
 
 @torch.no_grad()
 def logit_lens(
@@ -78,6 +61,7 @@ def logit_lens(
     top: int = 5,
     edits: Mapping[str, Edit] | None = None,
     tuned: TunedLens | None = None,
+    progress: bool = False,
 ) -> Lens:
     """The `top` tokens of every layer at every position, and how a target stands among all.
 
@@ -95,19 +79,21 @@ def logit_lens(
     following = torch.tensor([*ids[1:], int(seen.logits[-1].argmax())], device=seen.logits.device)
     asked = following if target is None else torch.full_like(following, token_id(model, target))
     tables = []
-    for layer, some, logits, output in readings(model, seen, tuned):
-        log_p, token = logits.log_softmax(-1), asked[some]
-        found = log_p.topk(top, dim=-1)
-        mine = log_p.gather(1, token[:, None])[:, 0]
-        tables.append(pd.DataFrame({
-            "layer": layer, "position": pos[some].tolist(), "token": model.token_text(ids[some]),
-            "top": [model.token_text(line) for line in found.indices.tolist()], "top_id": found.indices.tolist(),
-            "top_prob": found.values.exp().tolist(), "target": model.token_text(token.tolist()),
-            "target_id": token.tolist(), "logit": logits.gather(1, token[:, None])[:, 0].tolist(),
-            "prob": mine.exp().tolist(), "rank": rank_of(logits, token).tolist(),
-            "kl": kl_divergence(output.log_softmax(-1), log_p).tolist(),
-            "entropy": entropy_of(log_p).tolist(),
-        }))  # fmt: skip
+    with Progress("reading layers", len(ids) * len(seen.hidden), progress) as bar:
+        for layer, some, logits, output in readings(model, seen, tuned):
+            log_p, token = logits.log_softmax(-1), asked[some]
+            found = log_p.topk(top, dim=-1)
+            mine = log_p.gather(1, token[:, None])[:, 0]
+            tables.append(pd.DataFrame({
+                "layer": layer, "position": pos[some].tolist(), "token": model.token_text(ids[some]),
+                "top": [model.token_text(line) for line in found.indices.tolist()], "top_id": found.indices.tolist(),
+                "top_prob": found.values.exp().tolist(), "target": model.token_text(token.tolist()),
+                "target_id": token.tolist(), "logit": logits.gather(1, token[:, None])[:, 0].tolist(),
+                "prob": mine.exp().tolist(), "rank": rank_of(logits, token).tolist(),
+                "kl": kl_divergence(output.log_softmax(-1), log_p).tolist(),
+                "entropy": entropy_of(log_p).tolist(),
+            }))  # fmt: skip
+            bar.advance(len(logits))
     about = {
         "model": model.provenance(), "tokens": ids, "target": "the next token" if target is None else target,
         "tuned": None if tuned is None else tuned.name, "edits": list(edits or {}), "versions": runs.versions(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from interp.decoder.sites import short
 from interp.errors import InputError, WrongModel
 from interp.lenses.curves import Asked, asked
 from interp.lenses.reading import Seen, at_least_float, look, sites
+from interp.store.manifest import file_hash
 from interp.store.reading import Store, open_finished
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class TextSource:
             )
         self.model, self.rows, self.out = model, rows[:-n_out], rows[-n_out:][:JUDGED]
         self.layers = tuple(sites(model))
+        self.digest = xxhash.xxh3_64_hexdigest(rows.numpy().tobytes())
+        """Of what is trained on: a training that goes on finds the same."""
         self.name = text if isinstance(text, str) else ", ".join(map(str, [text] if isinstance(text, Path) else text))
 
     def batches(self, config: TunedConfig, first: int) -> Iterator[Seen]:
@@ -85,6 +89,7 @@ class StoreSource:
         self.model, self.store, self.name = model, store, f"store {store.name}"
         self.at = {layer: site for layer, site in sites(model).items() if site in store.sites}
         self.layers = tuple(self.at)
+        self.digest = file_hash(store.path / "manifest.jsonl")
         if model.n_layers - 1 not in self.at or len(self.at) < 2:
             needed = short(sites(model)[model.n_layers - 1])
             raise InputError(

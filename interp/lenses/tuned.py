@@ -147,7 +147,8 @@ def train_tuned_lens(
     data = source_of(model, source, config)
     layers = tuple(layer for layer in data.layers if layer < model.n_layers - 1)
     said = asdict(config) | {"source": data.name}
-    training = _Training(model, layers, config, said, None if out is None else Path(out) / UNFINISHED)
+    file = None if out is None else Path(out) / UNFINISHED
+    training = _Training(model, layers, config, said | {"data": data.digest}, file)
     with Progress("training the lens", config.steps, progress, done=training.step) as bar:
         for seen in data.batches(config, training.step):
             bar.note(f"KL {training.advance(seen):.3f}")
@@ -155,13 +156,15 @@ def train_tuned_lens(
     W, b = (torch.stack([tensor.detach() for tensor in which]).cpu() for which in (training.W, training.b))
     lens = TunedLens(layers, W, b, model.provenance(), "tuned" if out is None else Path(out).name, said)
     batches, n = data.held_out()
-    values = measure(model, batches, {"logit": None, "tuned": lens}, ["kl"], n)
+    with Progress("judging the lens", n, progress) as bar:
+        values = measure(model, batches, {"logit": None, "tuned": lens}, ["kl"], n, bar.advance)
     about = {"model": model.provenance(), "held out of": data.name, "windows": n, "seed": config.seed}
     curve = LensCurve(table_of(model, values, config.seed), about)
     lens = TunedLens(layers, W, b, lens.model, lens.name, said | {"versions": runs.versions()}, curve)
     if out is not None:
         lens.save(out)
-        (Path(out) / UNFINISHED).unlink(missing_ok=True)
+        for left in (UNFINISHED, _unwritten(UNFINISHED)):  # the second of a kill while it was written
+            (Path(out) / left).unlink(missing_ok=True)
     return lens
 
 
@@ -216,7 +219,9 @@ class _Training:
         with safe_open(file, framework="pt") as opened:
             header, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if any(header[key] != value for key, value in self.header.items()):
-            raise InputError(f"{file.parent} holds an unfinished lens with other settings: choose another name.")
+            raise InputError(
+                f"{file.parent} holds an unfinished lens of other settings or other text: choose another name."
+            )
         self.step = int(header["step"])
         for n, param in enumerate(self._params):
             param.copy_(tensors[f"param.{n}"])
@@ -227,9 +232,13 @@ class _Training:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def _unwritten(name: str) -> str:
+    return f".{name}.tmp"
+
+
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
     """By fsync and atomic rename, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(_unwritten(path.name))
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, header)
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.causal.statistics import bootstrap
 from interp.plots.colours import BLUE, CLEAR, GREY
 from interp.plots.labels import escaped, tick, visible
 
@@ -15,8 +16,8 @@ LONGEST = 60
 
 def kl_by_token(rows: pd.DataFrame) -> go.Figure:
     """KL(edited || baseline) of each next token, after the same text: bars over the tokens of one continuation; of
-    several their mean with its 95% interval (1.96 standard errors), over prompts where there are several, whose
-    continuations count once, with their mean. `rows` as of `Generation.tokens`."""
+    several their mean with its 95% bootstrap interval, over prompts where there are several, whose continuations count
+    once, with their mean; no interval where one has gone on so far. `rows` as of `Generation.tokens`."""
     edited = rows[rows["run"] == "edited"]
     shown = edited if len(edited) else rows
     figure = go.Figure()
@@ -33,13 +34,13 @@ def kl_by_token(rows: pd.DataFrame) -> go.Figure:
     else:
         unit = "prompt" if shown["prompt"].nunique() > 1 else "sample"
         each = shown.groupby([unit, "step"]).kl.mean()
-        by_step = each.groupby("step").agg(["mean", "std", "count"])
-        margin = 1.96 * (by_step["std"] / np.sqrt(by_step["count"])).fillna(0.0)
-        low, high = (by_step["mean"] - margin).clip(lower=0), by_step["mean"] + margin
+        by_step = each.groupby("step").agg(["mean", "count"])
+        low, high = bootstrap(each.unstack(unit).loc[by_step.index].to_numpy())
+        low, high = (np.where(np.isfinite(end), end, by_step["mean"]) for end in (low, high))
         fill = GREY.replace("rgb", "rgba").replace(")", ",.25)")
         figure.add_scatter(
             x=[*by_step.index, *by_step.index[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=fill,
-            line={"width": 0}, hoverinfo="skip", showlegend=False,
+            mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
             x=by_step.index, y=by_step["mean"], mode="lines+markers", line={"color": BLUE}, showlegend=False,

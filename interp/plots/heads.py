@@ -13,6 +13,9 @@ from interp.plots.labels import escaped, tick, visible
 N_TICKS = 64
 """Tokens written on an axis of a pattern, at most."""
 
+N_NAMED = 6
+"""Heads named for the harm that their ablation does, at most."""
+
 FLOOR = 1e-3
 """Nats below which an effect is drawn as none."""
 
@@ -59,10 +62,11 @@ def _map(rows: pd.DataFrame, score: str, colours: Scale, said, title: str) -> go
     return figure
 
 
-def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Figure:
+def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False, less: str = "") -> go.Figure:
     """One head's pattern: rows are queries, columns keys, both labelled with their token. What comes after the query
-    is 0 by the causal mask."""
+    is 0 by the causal mask. `less`: what was taken from it; then it has a sign."""
     unit = "attention x |v W_O|, in the stream's unit" if weighted else "attention: every row sums to 1"
+    unit = f"this run - {less}: blue, looks there more; red, less" if less else unit
     tokens = [f"{at} {visible(token)}" for at, token in enumerate(frame.index)]
     every = -(-len(tokens) // N_TICKS)
     ticks = {
@@ -72,20 +76,30 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     values = frame.to_numpy(dtype=float)
     safe = [escaped(token) for token in tokens]
     heat = go.Heatmap(
-        z=values, zmin=0, zmax=float(values.max()) if weighted else 1.0, colorscale=[[0, WHITE], [1, BLUE]],
+        z=values, **_range(values, weighted, bool(less)),
         text=[[f"{q} looks at {k}: {value:.3f}" for k, value in zip(safe, line, strict=True)]
               for q, line in zip(safe, values, strict=True)],
         hovertemplate="%{text}<extra></extra>", xgap=0.5, ygap=0.5, colorbar={"thickness": 12, "outlinewidth": 0},
     )  # fmt: skip
     figure = go.Figure(heat)
     side = int(np.clip(22 * len(tokens), 320, 900))
-    title = f"{escaped(head)}: {'value-weighted attention' if weighted else 'attention'}"
+    title = (
+        f"{escaped(head)}: {'difference in ' if less else ''}{'value-weighted attention' if weighted else 'attention'}"
+    )
     figure.update_layout(
         title=title, xaxis=ticks | {"title": f"key<br><sub>{unit}</sub>", "tickangle": -60, "constrain": "domain"},
         yaxis=ticks | {"title": "query", "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
         plot_bgcolor=CLEAR, width=side + 220, height=side + 190, margin={"l": 90, "r": 20, "t": 50, "b": 110},
     )  # fmt: skip
     return figure
+
+
+def _range(values: np.ndarray, weighted: bool, signed: bool) -> dict[str, object]:
+    """The colours of a pattern: from 0 up, or to both sides of it."""
+    most = float(np.abs(values).max()) or 1.0
+    if signed:
+        return {"zmin": -most, "zmax": most, "colorscale": [[0, RED], [0.5, WHITE], [1, BLUE]]}
+    return {"zmin": 0, "zmax": most if weighted else 1.0, "colorscale": [[0, WHITE], [1, BLUE]]}
 
 
 def eigenvalues(frame: pd.DataFrame, head: str, circuit: str) -> go.Figure:
@@ -118,7 +132,9 @@ def composition(rows: pd.DataFrame, kind: str) -> go.Figure:
     names = [[None if cell is None else f"{cell['earlier']}->{cell['later']}" for cell in line] for line in cells]
     hover = [[_pair(cell) for cell in line] for line in cells]
     most = float(rows["excess"].abs().max()) or 1.0
-    colours = Scale(most, f"score - {float(rows['random'].iloc[0]):.3f}, the score of random directions")
+    colours = Scale(
+        most, f"score - {float(rows['random'].iloc[0]):.3f}, the score of random directions; blue: reads more of it"
+    )
     figure = clickable(values, later, earlier, names, hover, colours)
     figure.update_layout(
         title=f"{kind.upper()} composition", xaxis_title="later head reads", yaxis_title="earlier writes"
@@ -148,12 +164,13 @@ def score_and_effect(rows: pd.DataFrame, score: str, metric: str) -> go.Figure:
     floor."""
     spearman = rows[[score, "effect"]].rank().corr().iloc[0, 1]
     harm, some = rows["effect"].clip(lower=FLOOR), rows["effect"] > FLOOR
-    told = (rows[score] > 0.3) | (rows["effect"] > 10 * FLOOR)
+    most = rows["effect"].rank(ascending=False, method="first") <= N_NAMED
+    told = (rows[score] > 0.3) | ((rows["effect"] > FLOOR) & most)
     order, sides = rows[score].rank().astype(int), ("top center", "bottom center")
     hover = [f"{r.component}: {score} {getattr(r, score):.3f}, effect {r.effect:+.3g}" for r in rows.itertuples()]
     dots = go.Scatter(
         x=rows[score], y=harm, mode="markers+text", text=rows["component"].where(told, ""),
-        textposition=[sides[at % 2] if x > 0.3 else "middle right" for at, x in zip(order, rows[score], strict=True)],
+        textposition=[sides[at % 2] if x > 0.3 else "top right" for at, x in zip(order, rows[score], strict=True)],
         textfont={"size": 11},
         marker={"color": [BLUE if one else WHITE for one in some], "size": 8, "line": {"color": BLUE, "width": 1}},
         error_x=_bars(rows[score], rows[f"{score}_low"], rows[f"{score}_high"]),
@@ -168,7 +185,9 @@ def score_and_effect(rows: pd.DataFrame, score: str, metric: str) -> go.Figure:
         annotations=[footnote(f"effect = ablated - clean; positive = the head helped; hollow: {FLOOR:g} or less")],
     )  # fmt: skip
     grid = {"gridcolor": "rgb(235,235,235)", "zerolinecolor": GREY}
-    figure.update_xaxes(**grid, range=[-0.05, max(1.02, 1.05 * float(rows[score].max()))])
+    right = float(rows[[score, f"{score}_high"]].max(axis=None))
+    right = 1.02 if 0.3 < right < 1 else 1.15 * right  # a share of attention, or an entropy; of no head any, close up
+    figure.update_xaxes(**grid, range=[-0.05 * right, right])
     figure.update_yaxes(**grid, type="log", dtick=1)
     return figure
 

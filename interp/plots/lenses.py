@@ -17,7 +17,7 @@ COLOURS = {
     "top_prob": "probability of the layer's top token, 0 to 1",
     "prob": "probability of the target, 0 to 1",
     "rank": "rank of the target, on a log scale; white, 1: it is the top token",
-    "kl": "KL(output || lens), in nats; white, 0: the layer says what the output says",
+    "kl": "KL(output || lens), in nats; white, 0: the layer says what the output says; darkest: so much or more",
     "entropy": "entropy, in nats; white, 0: the layer is certain",
 }
 """What a cell of the grid can be coloured by, and how to read it."""
@@ -48,7 +48,7 @@ def grid(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> go.
     shape = (len(layers), len(positions))
     values = cells["top_prob"].str[0] if colour == "top_prob" else cells[colour]
     values = (np.log10(values) if colour == "rank" else values).to_numpy(float).reshape(shape)
-    most = 1.0 if colour in ("top_prob", "prob") else max(float(values.max()), 1e-9)
+    most = _most(cells, colour, values)
     ticks = np.arange(int(most) + 1) if colour == "rank" else None
     figure = go.Figure(go.Heatmap(
         z=values, zmin=0, zmax=most, colorscale="Blues", xgap=1, ygap=1,
@@ -90,7 +90,7 @@ def cells(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> Gr
     numbers = [[cell.top_prob[0] if colour == "top_prob" else getattr(cell, colour) for cell in line] for line in lines]
     if colour == "rank":
         numbers = [[float(np.log10(number)) for number in line] for line in numbers]
-    most = 1.0 if colour in ("top_prob", "prob") else max(max(map(max, numbers)), 1e-9)
+    most = _most(rows, colour, np.array(numbers))
     return Grid(
         rows=[_label(layer) for layer in layers],
         columns=[f"{visible(at[layers[0], position].token)}\n{position}" for position in positions],
@@ -100,6 +100,15 @@ def cells(rows: pd.DataFrame, colour: str = "top_prob", *, last: int = 24) -> Gr
         scale=Amount(most / 2, COLOURS[colour], centre=most / 2),
         texts=[[visible(cell.top[0]) for cell in line] for line in lines],
     )
+
+
+def _most(rows: pd.DataFrame, colour: str, values: np.ndarray) -> float:
+    """What is darkest. The embeddings, and the first token's stream, are so far from what any output says that beside
+    them no other KL would be seen."""
+    if colour in ("top_prob", "prob"):
+        return 1.0
+    usual = rows[(rows["layer"] >= 0) & (rows["position"] > 0)]["kl"] if colour == "kl" else []
+    return max(float(np.max(usual)) if len(usual) else float(values.max()), 1e-9)
 
 
 def _label(layer: int) -> str:
