@@ -268,6 +268,7 @@ def test_the_tokens_that_a_head_moves_are_those_whose_loss_changes(workspace, ti
 def test_runs_of_heads_and_of_directions_show_the_figure_that_a_notebook_shows(
     tiny_model, pairs, tmp_path, monkeypatch
 ):
+    import interp
     from app import readers
 
     monkeypatch.setattr("sys.argv", ["main.py", "--workspace", str(tmp_path)])
