@@ -153,6 +153,8 @@ def recording(
     """
     path = Path(path)
     check_free(path, overwrite)
+    if path.exists():
+        os.close(_alone(path))
     previous = read(path) if (path / "run.json").exists() else None
     if previous is not None:
         same = all(
@@ -166,6 +168,7 @@ def recording(
                              "--out, or pass --overwrite.")  # fmt: skip
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    lock = _alone(path)
     run = {
         "kind": kind, "status": "running", "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "config": config,
         "model": model, "seed": seed, "versions": versions(), "started": (previous or {}).get("started") or _now(),
@@ -194,3 +197,18 @@ def recording(
         if made is not None:
             run["finished"] = _now()
             write_run(path, run)
+        os.close(lock)
+
+
+def _alone(path: Path) -> int:
+    """A descriptor of the folder that no other process can have until it is closed, or this process ends. InputError
+    where another has it."""
+    import fcntl
+
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise InputError(f"{path} is being made by another process: wait for it, or choose another --out.") from None
+    return lock

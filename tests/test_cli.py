@@ -95,6 +95,18 @@ def test_ablate_writes_the_run_of_the_contract(tiny_dir, prompts, tmp_path):
     assert len(kept) == 2 and {"clean_tokens", "corrupted_tokens", "answer_token", "wrong_token"} <= kept[0].keys()
 
 
+def test_a_run_that_another_process_makes_is_left_to_it(tiny_dir, prompts, tmp_path, capsys):
+    from interp import runs
+
+    made = runs.recording(tmp_path / "runs/one", kind="ablate", config={}, model=None, seed=0, device="cpu")
+    arguments = ["ablate", "--model", str(tiny_dir), "--task", str(prompts), "--out", "one", "--overwrite"]
+    with made:
+        assert main([*arguments, "--workspace", str(tmp_path)]) == 2
+    assert "runs/one is being made by another process: wait for it" in capsys.readouterr().err
+    assert runs.read(tmp_path / "runs/one")["config"] == {} and runs.is_done(tmp_path / "runs/one")
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 0
+
+
 def test_flags_win_over_the_file(tiny_dir, prompts, tmp_path):
     config = tmp_path / "batch.yaml"
     config.write_text(f"model: {tiny_dir}\ntask: {prompts}\nmethod: zero\nout: file\nworkspace: {tmp_path}\n")

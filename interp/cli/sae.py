@@ -49,7 +49,7 @@ def frontier(
 ) -> None:
     """What sparsity costs: L0, FVU and dead latents of each, as a table and a figure.
 
-    Example: interp sae frontier front-k8 front-k16 front-k32 --figure frontier.html
+    Example: interp sae frontier front-topk-k8 front-topk-k16 front-topk-k32 --figure frontier.html
     """
     from sae.logs import frontier as table_of
 
@@ -88,7 +88,7 @@ def evaluate(
 ) -> None:
     """Measure a dictionary in its model: L0, FVU, CE loss recovered against zero and mean, KL, dead latents.
 
-    Example: interp sae eval demo --text novel.txt
+    Example: interp sae eval front-topk-k16 --text novel.txt
     """
     dct = _load(workspace, name)
     import sae
@@ -139,7 +139,7 @@ def features(
 ) -> None:
     """Collect what each latent does: density, examples, histogram, neighbours, tokens raised; for the Features page.
 
-    Example: interp sae features demo --store demo
+    Example: interp sae features front-topk-k16 --store demo
     """
     if (store is None) == (not text):
         raise InputError("give --store or --text: one of the two.")

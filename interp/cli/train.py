@@ -167,7 +167,7 @@ def train(
     """Train a dictionary on one site of a store, or many on one pass: give a flag several values with commas. Killed at
     any moment, the same command continues.
 
-    Example: interp sae train --store demo --site 2.resid_post --architecture topk,batchtopk --k 8,16,32 --out demo
+    Example: interp sae train --store demo --site 2.resid_post --architecture topk,batchtopk --k 8,16,32 --out front
     """
     from interp.cli.sae import find
 
