@@ -17,15 +17,17 @@ STYLE = """<style>
 h1 {font-size: 1.8rem !important; padding: 0 !important}
 [data-testid="stMetricValue"] {font-size: 1.3rem}
 [data-testid="stMetricValue"] *, [data-testid="stMetricLabel"] * {white-space: normal !important; overflow: visible}
-.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *) {background: none; padding-left: 0}
-.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *) p,
+.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *, .st-key-bar-anew *) {background: none; padding-left: 0}
+.stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *, .st-key-bar-anew *) p,
 .stMain [data-testid="stBaseButton-tertiary"] p {text-decoration: underline; font-weight: 500}
 .stMain [data-testid="stBaseButton-tertiary"] {min-height: 0; padding: .2rem 0}
-.st-key-bar {position: fixed; top: 0; left: 0; right: 0; z-index: 999990; height: 2.9rem; padding: 0 4rem 0 1rem;
+.stMain:has(.st-key-bar-anew a) .st-key-bar {display: none}
+.st-key-bar, .st-key-bar-anew {position: fixed; top: 0; left: 0; right: 0; z-index: 999990; height: 2.9rem; padding: 0 4rem 0 1rem;
   flex-wrap: nowrap; align-items: center; gap: .2rem !important; overflow-x: auto;
   background: color-mix(in srgb, Canvas 85%, transparent); backdrop-filter: blur(8px); border-bottom: 1px solid #8884}
-.st-key-bar > div {flex: none !important; width: auto !important}
-.st-key-bar p {white-space: nowrap}
+.st-key-bar-anew:not(:has(a)) {display: none}
+.st-key-bar > div, .st-key-bar-anew > div {flex: none !important; width: auto !important}
+.st-key-bar p, .st-key-bar-anew p {white-space: nowrap}
 </style>"""
 
 st.set_page_config(page_title="Interpretability workbench", layout="wide")

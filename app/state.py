@@ -256,7 +256,10 @@ def _button(label: str, told_apart_by: dict[str, Any], query: Callable[[], dict[
 @st.fragment
 def part(show: Callable[..., None], *given: Any) -> None:
     """A part of a page that holds a selection and what follows from it: `show(focus, *given)`. What is chosen inside it
-    draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is."""
+    draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is, but for the bar
+    of pages, whose links keep the Focus."""
+    if draw_bar := st.session_state.get("draw-bar"):
+        draw_bar()
     try:
         show(asked_for(), *given)
     except Exception as error:  # as on any page: outside `main.py` streamlit would show the traceback

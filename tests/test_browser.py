@@ -173,7 +173,7 @@ def place_of(page, name: str) -> list[float]:
 
 def test_a_click_on_a_node_or_an_edge_of_a_circuit_selects_it(page, address):
     page.goto(f"{address}/circuit?run=ioi-circuit&n=20")
-    for name, shown in (("a2.h3", "a2.h3 = L2H3"), ("a2.h3->logits", "a2.h3->logits"), ("logits", "logits")):
+    for name, shown in (("a2.h3", "L2H3"), ("a2.h3->logits", "L2H3 → logits"), ("logits", "logits")):
         at = place_of(page, name)
         page.mouse.move(*at)
         page.mouse.click(*at)

@@ -63,16 +63,20 @@ def test_a_patching_of_heads_is_a_map_of_heads_with_links_to_the_same_head(works
 
 def test_circuit_shows_the_strongest_edges_and_the_node_in_the_address(workspace):
     at = opened("circuit", head="L2H3")
-    assert "a2.h3 = L2H3" in [element.value.replace("\\", "") for element in at.subheader]
+    assert "L2H3" in [element.value.replace("\\", "") for element in at.subheader]
     assert "60 edges: faithfulness 0.9 <b>" in texts(at) and "CPR 0.900" in texts(at)
     graph = figure(at)
     nodes = next(trace for trace in graph["data"] if trace["mode"] == "markers+text")
     assert nodes["customdata"][-1] == "logits" and "a2.h3" in nodes["customdata"]
     edges = next(trace for trace in graph["data"] if trace["mode"] == "markers")
     assert "a2.h3->logits" in edges["customdata"]
-    own = next(table.value for table in at.dataframe if set(table.value.get("sender", [])) <= {"a2.h3", "input"}
-               and len(table.value))  # fmt: skip
-    assert set(own["edge"]) >= {"a2.h3->logits", "input->a2.h3<v>"}
+    own = next(table.value for table in at.dataframe if len(table.value) and "edge" in table.value
+               and table.value["edge"].str.contains("L2H3").all())  # fmt: skip
+    assert set(own["edge"]) >= {"L2H3 → logits", "embed → L2H3 v"}
+    assert set(own["in circuit.json"]) >= {"a2.h3->logits", "input->a2.h3<v>"}
+    names = dict(zip(nodes["customdata"], nodes["text"], strict=True))
+    assert names["a2.h3"] == " L2H3" and "L2H3, in the file a2.h3" in nodes["hovertext"]
+    assert "L2H3" in [element.value for element in opened("circuit", head="a2.h3").subheader]
     at.select_slider(key="circuit-size").set_value(5).run()
     assert at.query_params["n"] == "5"
     at.selectbox(key="choose-head").set_value(None).run()
@@ -89,7 +93,7 @@ def test_a_pinned_node_stays_in_the_graph_and_a_label_stands_beside_it(workspace
     assert kept["pins"] == ["L0H1"]
     at.text_input(key="label-runs/ioi-circuit/L0H1").set_value("<i>copies").run()
     nodes = next(t for t in figure(opened("circuit", n="5"))["data"] if t["mode"] == "markers+text")
-    assert nodes["text"][nodes["customdata"].index("a0.h1")] == " a0.h1 &lt;i&gt;copies"
+    assert nodes["text"][nodes["customdata"].index("a0.h1")] == " L0H1 &lt;i&gt;copies"
 
 
 def test_a_circuit_of_latents_leads_to_the_latent(workspace):

@@ -32,13 +32,22 @@ LISTS = (state.RUNS, state.LISTS, state.JOBS)
 
 
 def bar(pages: Mapping[str, Any], here: str) -> None:
-    """The links, that of the page `here` marked."""
+    """The links, that of the page `here` marked.
+
+    A part of a page that is drawn by itself (`state.part`) draws them anew, in a place of its own over the first one:
+    what it selected is in them too.
+    """
+    _links(st.container(horizontal=True, key="bar"), pages, here)
+    anew = st.container(horizontal=True, key="bar-anew")
+    st.session_state["draw-bar"] = lambda: _links(anew, pages, here)
+
+
+def _links(place: Any, pages: Mapping[str, Any], here: str) -> None:
     visited: dict[str, Query] = st.session_state.setdefault("visited", {})
     visited.pop(here, None)
     visited[here] = state.asked_for().query()  # the last one is the newest
-    with st.container(horizontal=True, key="bar", gap="small"):
-        for name, page in pages.items():
-            st.page_link(page, query_params=address(name, visited) if name != here else visited[here])
+    for name, page in pages.items():
+        place.page_link(page, query_params=address(name, visited) if name != here else visited[here])
 
 
 def address(page: str, visited: Mapping[str, Query]) -> Query:

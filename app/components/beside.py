@@ -10,6 +10,7 @@ import streamlit as st
 from app import readers, state
 from app.components.exports import exports
 from interp import plots
+from interp.causal.graph import edge_title
 from interp.errors import InputError
 from interp.plots import circuits
 
@@ -70,7 +71,9 @@ def _circuits(run: Run, other: Run) -> None:
         st.plotly_chart(circuits.comparison(table, names), key="comparison", config={"displayModeBar": False})
     with right:
         st.text("Edges of either, the largest difference first")
-        st.dataframe(table[first | second], hide_index=True, height=480, column_config=state.number_columns(table))
+        shown = table[first | second].drop(columns=["sender", "receiver"])
+        shown = shown.assign(edge=shown["edge"].map(edge_title))
+        st.dataframe(shown, hide_index=True, height=480, column_config=state.number_columns(shown))
     exports(_named(run, other), table, lambda: circuits.comparison(table, names))
     _notebook("from interp import Circuit", "Circuit.load", run, other)
 

@@ -34,51 +34,70 @@ function draw(canvas, numbers, n, signed) {
   }
   context.putImageData(image, 0, 0);
 }
-export default function({data, parentElement, setTriggerValue}) {
-  const host = parentElement.querySelector('.pv');
-  host.replaceChildren();
-  const n = data.tokens.length;
-  const small = make(host, 'div', 'small');
+const kept = new WeakMap();
+const same = (a, b) => a && ['small', 'small_n', 'n_heads', 'signed', 'label'].every(key => a[key] === b[key])
+  && a.layers.join() === b.layers.join() && a.said.join() === b.said.join();
+
+function thumbs(host, data) {
+  const small = make(host, 'div', 'small'), state = {small, data, send: null};
   small.style.gridTemplateColumns = `max-content repeat(${data.n_heads}, max-content)`;
   small.setAttribute('role', 'grid'); small.setAttribute('aria-label', data.label);
   make(small, 'div', 'axis', '');
   for (let h = 0; h < data.n_heads; h++) make(small, 'div', 'axis', 'H' + h);
-  const all = bytes(data.small), m = data.small_n;
+  const all = bytes(data.small), m = data.small_n, made = [];
+  state.mark = name => made.forEach(canvas => canvas.classList.toggle('on', canvas.dataset.name === name));
   data.layers.forEach((layer, i) => {
     make(small, 'div', 'axis', 'L' + layer);
     for (let h = 0; h < data.n_heads; h++) {
-      const name = `L${layer}H${h}`, canvas = make(small, 'canvas', 'thumb' + (name === data.head ? ' on' : ''));
+      const name = `L${layer}H${h}`, canvas = make(small, 'canvas', 'thumb');
       const first = (i * data.n_heads + h) * m * m;
       draw(canvas, all.subarray(first, first + m * m), m, data.signed);
-      canvas.title = `${name}  ${data.said[i * data.n_heads + h]}`;
+      canvas.dataset.name = name; canvas.title = `${name}  ${data.said[i * data.n_heads + h]}`;
       canvas.setAttribute('role', 'gridcell'); canvas.setAttribute('aria-label', canvas.title); canvas.tabIndex = 0;
-      const pick = () => setTriggerValue('head', name);
+      const pick = () => { state.mark(name); state.send('head', name); };
       canvas.addEventListener('click', pick);
       canvas.addEventListener('keydown', e => {
         if (e.key === 'Enter' || e.key === ' ') { pick(); e.preventDefault(); }
       });
+      made.push(canvas);
     }
   });
-  const large = make(host, 'div', 'large'), numbers = bytes(data.large);
+  return state;
+}
+
+function large(host, data, send) {
+  const n = data.tokens.length, part = make(host, 'div', 'large'), numbers = bytes(data.large);
   const size = Math.max(7, Math.min(30, Math.floor(560 / n)));
-  const box = make(large, 'div', 'box');
-  const names = make(box, 'div', 'queries');
+  const box = make(part, 'div', 'box');
+  const names = make(box, 'div', 'queries'), rule = make(box, 'div', 'rule');
   names.style.gridTemplateRows = `repeat(${n}, ${size}px)`;
-  data.tokens.forEach((token, q) => {
-    const e = make(names, 'div', 'token' + (q === data.pos ? ' on' : ''), size >= 11 || q === data.pos ? token : '');
-    e.style.lineHeight = size + 'px'; e.title = `query ${q}: ${token}`;
-    e.addEventListener('click', () => setTriggerValue('pos', q));
-  });
   const canvas = make(box, 'canvas', 'big');
   draw(canvas, numbers, n, data.signed);
   canvas.style.width = canvas.style.height = size * n + 'px';
-  const keys = make(large, 'div', 'keys');
+  rule.style.width = size * n + 'px'; rule.style.height = size + 'px';
+  const queries = data.tokens.map((token, q) => {
+    const e = make(names, 'div', 'token');
+    e.style.lineHeight = size + 'px'; e.title = `query ${q}: ${token}`;
+    e.addEventListener('click', () => pick(q));
+    return e;
+  });
+  const keys = make(part, 'div', 'keys');
   keys.style.gridTemplateColumns = `repeat(${n}, ${size}px)`;
   data.tokens.forEach((token, k) => {
     make(keys, 'div', 'key', size >= 11 ? token : '').title = `key ${k}: ${token}`;
   });
-  requestAnimationFrame(() => { keys.style.marginLeft = canvas.offsetLeft + 'px'; });
-  const tip = make(large, 'div', 'tip', '');
+  const mark = pos => {
+    queries.forEach((e, q) => {
+      e.classList.toggle('on', q === pos); e.textContent = size >= 11 || q === pos ? data.tokens[q] : '';
+    });
+    rule.hidden = pos === null;
+    requestAnimationFrame(() => {
+      keys.style.marginLeft = rule.style.left = canvas.offsetLeft + 'px';
+      rule.style.top = canvas.offsetTop + pos * size + 'px';
+    });
+  };
+  const pick = q => { mark(q); send('pos', q); };
+  const tip = make(part, 'div', 'tip', '');
   const tell = e => {
     const q = Math.floor(e.offsetY / size), k = Math.floor(e.offsetX / size);
     if (q < 0 || k < 0 || q >= n || k > q) { tip.textContent = ' '; return null; }
@@ -87,14 +106,20 @@ export default function({data, parentElement, setTriggerValue}) {
     return q;
   };
   canvas.addEventListener('mousemove', tell);
-  canvas.addEventListener('click', e => { const q = tell(e); if (q !== null) setTriggerValue('pos', q); });
-  if (data.pos !== null) {
-    const rule = make(box, 'div', 'rule');
-    requestAnimationFrame(() => {
-      rule.style.left = canvas.offsetLeft + 'px'; rule.style.top = canvas.offsetTop + data.pos * size + 'px';
-      rule.style.width = size * n + 'px'; rule.style.height = size + 'px';
-    });
+  canvas.addEventListener('click', e => { const q = tell(e); if (q !== null) pick(q); });
+  mark(data.pos);
+}
+
+export default function({data, parentElement, setTriggerValue}) {
+  const host = parentElement.querySelector('.pv');
+  let state = kept.get(parentElement);
+  if (!same(state?.data, data)) {
+    host.replaceChildren();
+    state = thumbs(host, data); kept.set(parentElement, state);
   }
+  state.send = setTriggerValue; state.mark(data.head);
+  host.replaceChildren(state.small);
+  large(host, data, setTriggerValue);
 }
 """
 

@@ -25,7 +25,10 @@ export default function({data, parentElement, setTriggerValue}) {
       if (cls === 'token' && data.swapped[k]) cell.title = 'differs between the two prompts';
       if (data.names[k] !== null) {
         cell.classList.add('pick');
-        cell.addEventListener('click', () => setTriggerValue('pos', data.names[k]));
+        cell.addEventListener('click', () => {
+          table.querySelectorAll('td').forEach(other => other.classList.toggle('on', other.cellIndex === k + 1));
+          setTriggerValue('pos', data.names[k]);
+        });
       }
     });
   };

@@ -27,7 +27,11 @@ export default function({data, parentElement, setTriggerValue}) {
       if (t > 0.65) span.style.color = 'white';
       if (data.pick) {
         span.classList.add('pick'); span.tabIndex = 0; span.setAttribute('role', 'button');
-        const pick = () => setTriggerValue('token', [row, k]);
+        const pick = () => {
+          host.querySelectorAll('.token.on').forEach(other => other.classList.remove('on'));
+          span.classList.add('on');
+          setTriggerValue('token', [row, k]);
+        };
         span.addEventListener('click', pick);
         span.addEventListener('keydown', e => {
           if (e.key === 'Enter' || e.key === ' ') { pick(); e.preventDefault(); }

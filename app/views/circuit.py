@@ -14,7 +14,7 @@ from app.components.links import links
 from app.components.notes import label_box, labels, pin_box, pinned
 from app.components.provenance import provenance
 from interp.causal.circuits import Circuit
-from interp.causal.graph import component
+from interp.causal.graph import component, edge_title
 from interp.plots import circuits as plots
 from sae.circuits import FeatureCircuit
 
@@ -74,14 +74,37 @@ def of_edges(focus: state.Focus, run: dict[str, Any], found: Circuit) -> None:
         verdict(run["path"])
         shown = sized(focus, found)
         table = shown.table()
-        kept = table[table["in_graph"]]
-        inside = {component(node): node for node in found.graph.nodes if node in {*shown.nodes, *pins}}
-        edge = focus.edge if focus.edge in set(kept["edge"]) else None
-        node = None if edge else inside.get(focus.head or "")
+    state.part(selection, run, shown, table, known, pins, left, right.container())
+    with right:
+        faithfulness(run["path"])
+    exports(run, table, lambda: plots.circuit(table, found.graph.nodes, labels=known, pinned=pins))
+    st.subheader("Where this comes from", anchor=False)
+    lines = ["import interp", "", f"circuit = interp.Circuit.load({str(run['path'])!r})"]
+    provenance(run, snippet="\n".join([*lines, f"circuit.top({shown.n_edges}).figure()"]))
+
+
+def selection(
+    focus: state.Focus, run: dict[str, Any], shown: Circuit, table: pd.DataFrame, known: dict[str, str],
+    pins: list[str], left: Any, right: Any,
+) -> None:  # fmt: skip
+    """The graph, and the node or the edge that was clicked."""
+    nodes = {component(node): node for node in shown.graph.nodes}
+    kept = table[table["in_graph"]]
+    inside = {name: node for name, node in nodes.items() if node in {*shown.nodes, *pins}}
+    edge = focus.edge if focus.edge in set(kept["edge"]) else None
+    node = None if edge else inside.get(component(focus.head or ""))  # a3.h4, as files have it, is L3H4
+    with right:
+        if edge:
+            one_edge(run, kept[kept["edge"] == edge].iloc[0])
+        elif node:
+            one_node(run, node, kept)
+        else:
+            st.empty()  # a part writes into each of its places from the first
+    with left:
         if (focus.edge or focus.head) and not (edge or node):
             st.text(f'"{focus.edge or focus.head}" is not among these edges and nodes: show more of them.')
         figure = readers.drawn(
-            lambda: plots.circuit(table, found.graph.nodes, selected=edge or node, labels=known, pinned=pins),
+            lambda: plots.circuit(table, shown.graph.nodes, selected=edge or node, labels=known, pinned=pins),
             run["path"], "circuit.json", of=(shown.n_edges, edge or node, tuple(known.items()), tuple(pins)),
         )  # fmt: skip
         graph(figure, {node: name for name, node in nodes.items()})
@@ -90,20 +113,10 @@ def of_edges(focus: state.Focus, run: dict[str, Any], found: Circuit) -> None:
                      resets=("edge",), label_visibility="collapsed")  # fmt: skip
         st.text("The strongest edges; choose a row")
         edge_table(kept, "edges", height=300)
-    with right:
-        if edge:
-            one_edge(run, kept[kept["edge"] == edge].iloc[0])
-        elif node:
-            one_node(run, node, kept)
-        faithfulness(run["path"])
-    exports(run, table, lambda: plots.circuit(table, found.graph.nodes, labels=known, pinned=pins))
-    st.subheader("Where this comes from", anchor=False)
-    lines = ["import interp", "", f"circuit = interp.Circuit.load({str(run['path'])!r})"]
-    provenance(run, snippet="\n".join([*lines, f"circuit.top({shown.n_edges}).figure()"]))
 
 
 def one_edge(run: dict[str, Any], row: pd.Series) -> None:
-    st.subheader(state.escape(row["edge"]), anchor=False)
+    st.subheader(state.escape(edge_title(row["edge"])), anchor=False)
     st.metric("score", f"{row['score']:+.4g}", help=SCORE)
     for end in (row["sender"], row["receiver"]):
         links(run, component(end), here=state.CIRCUIT)
@@ -112,7 +125,7 @@ def one_edge(run: dict[str, Any], row: pd.Series) -> None:
 def one_node(run: dict[str, Any], node: str, kept: pd.DataFrame) -> None:
     """A node: where else it can be looked at, its edges, its label."""
     name = component(node)
-    st.subheader(state.escape(node if name == node else f"{node} = {name}"), anchor=False)
+    st.subheader(state.escape(name), anchor=False)
     links(run, name, here=state.CIRCUIT)
     ends = kept["receiver"].str.replace(r"<[qkv]>", "", regex=True)
     st.text("Its edges, the strongest first; choose a row")
@@ -166,9 +179,11 @@ def edge_table(table: pd.DataFrame, key: str, *, height: int) -> None:
         if row is not None and row < len(names):
             state.write_focus(edge=names[row], head=None)
 
+    shown = pd.DataFrame({"edge": [edge_title(name) for name in names], "score": table["score"].tolist(),
+                          "in circuit.json": names})  # fmt: skip
     st.dataframe(
-        table[["edge", "sender", "receiver", "score"]], key=key, on_select=pick, selection_mode="single-row",
-        hide_index=True, height=height, column_config={"score": st.column_config.NumberColumn(format="%+.4f")},
+        shown, key=key, on_select=pick, selection_mode="single-row", hide_index=True, height=height,
+        column_config={"score": st.column_config.NumberColumn(format="%+.4f", help=SCORE)},
     )  # fmt: skip
 
 
@@ -196,22 +211,8 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
     with left:
         shown = of_size(focus, found, key=f"nodes-{run['name']}")
         nodes, edges = shown.nodes[shown.nodes["in_circuit"]], shown.edges
-        node = focus.head if focus.head in set(nodes["node"]) else None
-        if focus.head and not node:
-            st.text(f'"{focus.head}" is not among these nodes: show more of them.')
-        figure = readers.drawn(
-            lambda: plots.features(nodes, edges, selected=node, labels=known), run["path"], "nodes.parquet",
-            of=(len(nodes), node, tuple(known.items())),
-        )  # fmt: skip
-        graph(figure, {})
-        st.text("Click a node; or choose one:")
-        state.choose("Node", nodes["node"].tolist(), "head", node, empty="choose a node", resets=("edge",),
-                     label_visibility="collapsed")  # fmt: skip
-        st.text("The strongest nodes; choose a row")
-        node_table(nodes)
+    state.part(selected_latent, run, nodes, edges, known, left, right.container())
     with right:
-        if node:
-            one_latent(run, nodes[nodes["node"] == node].iloc[0], edges)
         st.subheader("How much of the behaviour it holds", anchor=False)
         st.text("faithfulness: 1 all, 0 nothing; completeness: 0, nothing is left without it")
         if (run["path"] / "verdict.parquet").exists():
@@ -224,6 +225,32 @@ def of_latents(focus: state.Focus, run: dict[str, Any], found: FeatureCircuit) -
     st.subheader("Where this comes from", anchor=False)
     lines = ["import sae", "", f"circuit = sae.FeatureCircuit.load({str(run['path'])!r})"]
     provenance(run, snippet="\n".join([*lines, f"circuit.top({len(nodes)}).figure()"]))
+
+
+def selected_latent(
+    focus: state.Focus, run: dict[str, Any], nodes: pd.DataFrame, edges: pd.DataFrame, known: dict[str, str],
+    left: Any, right: Any,
+) -> None:  # fmt: skip
+    """The graph of latents, and the one that was clicked."""
+    node = focus.head if focus.head in set(nodes["node"]) else None
+    with right:
+        if node:
+            one_latent(run, nodes[nodes["node"] == node].iloc[0], edges)
+        else:
+            st.empty()
+    with left:
+        if focus.head and not node:
+            st.text(f'"{focus.head}" is not among these nodes: show more of them.')
+        figure = readers.drawn(
+            lambda: plots.features(nodes, edges, selected=node, labels=known), run["path"], "nodes.parquet",
+            of=(len(nodes), node, tuple(known.items())),
+        )  # fmt: skip
+        graph(figure, {})
+        st.text("Click a node; or choose one:")
+        state.choose("Node", nodes["node"].tolist(), "head", node, empty="choose a node", resets=("edge",),
+                     label_visibility="collapsed")  # fmt: skip
+        st.text("The strongest nodes; choose a row")
+        node_table(nodes)
 
 
 def of_size(focus: state.Focus, found: FeatureCircuit, *, key: str) -> FeatureCircuit:

@@ -138,13 +138,18 @@ def rows(run: dict[str, Any], table: pd.DataFrame) -> None:
     if known := labels(run):
         table = table.assign(label=[known.get(str(latent), "") for latent in table["latent"]])
     order = [column for column in COLUMNS if column in table]
-    event = st.dataframe(
-        table, key=f"latents-{run['name']}", on_select="rerun", selection_mode="single-row", hide_index=True,
+    key = f"latents-{run['name']}"
+
+    def pick() -> None:
+        row = state.picked(key)
+        if row is not None and row < len(table):
+            query = {"sae": run["name"], "feature": str(table["latent"].iloc[row])}
+            st.switch_page(state.FEATURE, query_params=query)
+
+    st.dataframe(
+        table, key=key, on_select=pick, selection_mode="single-row", hide_index=True,
         height=560, column_config={key: value for key, value in COLUMNS.items() if value}, column_order=order,
     )  # fmt: skip
-    if event.selection.rows and event.selection.rows[0] < len(table):
-        latent = int(table["latent"].iloc[event.selection.rows[0]])
-        st.switch_page(state.FEATURE, query_params={"sae": run["name"], "feature": str(latent)})
     if len(table):
         first = int(table["latent"].iloc[0])
         state.link(state.FEATURE, f"Open the first, {first} ({visible(str(table['top_token'].iloc[0]))}) →",

@@ -35,6 +35,13 @@ def component(node: str) -> str:
     return f"L{match[2]}.mlp" if match[1] == "m" else f"L{match[2]}H{match[3]}"
 
 
+def edge_title(edge: str) -> str:
+    """An edge by what an ablation calls its ends: `L0H0 → L3H4 v` of `a0.h0->a3.h4<v>`."""
+    sender, _, receiver = edge.partition("->")
+    end, _, reads = receiver.removesuffix(">").partition("<")
+    return f"{component(sender)} → {component(end)} {reads}".rstrip()
+
+
 @dataclass(frozen=True)
 class Graph:
     """The nodes of a model, and every edge that there can be. Matrices over edges are [sender, receiver]."""

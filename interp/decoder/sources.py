@@ -31,7 +31,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def suggest(name: str) -> str:
     parent = Path(name).parent
     beside = [str(p.parent) for p in parent.glob("*/config.json")] if parent.is_dir() else []
-    return f"Nearest: {nearest(name, [*beside, 'bundled', 'gpt2', 'EleutherAI/pythia-160m'])}."
+    known = [other for other in [*beside, "bundled", "gpt2", "EleutherAI/pythia-160m"] if other != name]
+    return f"Nearest: {nearest(name, known)}."
 
 
 def config_of(name: str, revision: str | None = None) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.causal.graph import component, edge_title
 from interp.plots.colours import BLUE, CLEAR, GREY, ORANGE, RED
 from interp.plots.labels import escaped
 
@@ -44,9 +45,9 @@ def circuit(
     """The edges in the graph between their nodes, wide where strong: red helps the task, blue hurts it; q, k and v are
     told apart by the dash.
 
-    A click on a node selects a point whose `customdata` is its name, on the middle of an edge the edge's. `selected`: a
-    node or an edge; the others stand back. `labels`: what nodes are called beside their names. `pinned` nodes are drawn
-    even where no edge is left to them, in orange.
+    Nodes are called as an ablation calls them. A click on a node selects a point whose `customdata` is its name in the
+    file, on the middle of an edge the edge's. `selected`: a node or an edge; the others stand back. `labels`: what
+    nodes are called beside their names. `pinned` nodes are drawn even where no edge is left to them, in orange.
     """
     kept, labels = table[table["in_graph"]][:MOST_EDGES], labels or {}
     shared = set(table["receiver"].str.extract(r"\.kv(\d+)<", expand=False).dropna())
@@ -57,7 +58,7 @@ def circuit(
         _edges([
             Line(row.edge, place(row.sender, *shape), place(end, *shape), row.score,
                  {"q": "solid", "k": "dash", "v": "dot"}.get(row.receiver[-2:-1], "solid"),
-                 selected in (None, row.edge, row.sender, end))
+                 selected in (None, row.edge, row.sender, end), edge_title(row.edge))
             for row, end in zip(kept.itertuples(), ends, strict=True)
         ])
     )  # fmt: skip
@@ -65,7 +66,8 @@ def circuit(
     at = [place(node, *shape) for node in used]
     figure.add_scatter(
         x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="middle right", showlegend=False,
-        text=[escaped(f" {node} {labels.get(node, '')}".rstrip()) for node in used], hoverinfo="text",
+        text=[escaped(f" {component(node)} {labels.get(node, '')}".rstrip()) for node in used], hoverinfo="text",
+        hovertext=[escaped(f"{component(node)}, in the file {node}") for node in used],
         marker={"size": [22 if node == selected else 14 for node in used], "opacity": 1,
                 "color": [ORANGE if node in pinned else GREY for node in used]},
         customdata=used,
@@ -89,6 +91,8 @@ class Line:
     score: float
     dash: str = "solid"
     clear: bool = True
+    title: str = ""
+    """What stands on hover, where it is not the name."""
 
 
 def _edges(lines: Sequence[Line]) -> list[go.Scatter]:
@@ -113,7 +117,7 @@ def _edges(lines: Sequence[Line]) -> list[go.Scatter]:
     return [*traces, go.Scatter(
         x=[x for x, _ in middles], y=[y for _, y in middles], mode="markers", marker={"size": 9, "opacity": 0},
         selected=hidden, unselected=hidden, customdata=[line.name for line in lines], showlegend=False,
-        text=[escaped(f"{line.name}: {line.score:+.3g}") for line in lines],
+        text=[escaped(f"{line.title or line.name}: {line.score:+.3g}") for line in lines],
         hovertemplate="%{text}<extra></extra>",
     )]  # fmt: skip
 
@@ -196,10 +200,10 @@ def comparison(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
              (f"only in {names[1]}", ~one & two, BLUE), ("in both", one & two, ORANGE)]  # fmt: skip
     figure = go.Figure()
     for name, which, colour in kinds:
-        rows = table[which]
+        rows, size = table[which], 5 if name == "in neither" else 8
         figure.add_scatter(
             x=rows["score_other"], y=rows["score"], mode="markers", name=escaped(f"{name}: {len(rows):,}"),
-            text=rows["edge"].map(escaped), marker={"color": colour, "size": 5 if name == "in neither" else 8},
+            text=rows["edge"].map(edge_title).map(escaped), marker={"color": colour, "size": size},
             hovertemplate="%{text}<br>%{y:+.3g}, other %{x:+.3g}<extra></extra>",
         )  # fmt: skip
     both = table[["score", "score_other"]]

@@ -97,7 +97,7 @@ def parts(selector: str, form: str) -> Callable[[Any], Iterator[Click]]:
 
 
 def table_rows(which: int = 0, n: int = 5, form: str = "") -> Callable[[Any], Iterator[Click]]:
-    """The first rows of a table: it is a canvas, whose rows are 35 pixels high; its text is in it for screen readers."""
+    """The first rows of a table: a canvas whose rows are 35 pixels high, with its text inside for screen readers."""
 
     def clicks(page: Any) -> Iterator[Click]:
         table = page.get_by_test_id("stDataFrame").nth(which)
