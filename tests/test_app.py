@@ -192,7 +192,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def opened(page: str | None = None, **query: str) -> AppTest:
     """The app on a page, as if the address had been typed."""
-    at = AppTest.from_file(str(MAIN), default_timeout=30).run()
+    at = AppTest.from_file(str(MAIN), default_timeout=120).run()
     if page:
         at.switch_page(f"views/{page}.py")
     for name, value in query.items():
@@ -350,7 +350,7 @@ def test_pages_import_no_torch(workspace):
     script = (
         "import sys; sys.argv = ['main.py', '--workspace', sys.argv[1]]\n"
         "from streamlit.testing.v1 import AppTest\n"
-        f"at = AppTest.from_file({str(MAIN)!r}, default_timeout=60).run()\n"
+        f"at = AppTest.from_file({str(MAIN)!r}, default_timeout=120).run()\n"
         "for page in ('ablation', 'patching', 'circuit', 'features', 'feature', 'training'):\n"
         "    at.switch_page(f'views/{page}.py').run()\n"
         "    assert not at.exception\n"

@@ -38,7 +38,7 @@ def workspace(made, monkeypatch):
 
 
 def opened(page: str, **query: str) -> AppTest:
-    at = AppTest.from_file(str(MAIN), default_timeout=60)
+    at = AppTest.from_file(str(MAIN), default_timeout=120)
     at.query_params.update({"model": "tiny"} | query)
     at.switch_page(f"views/{page}.py").run()
     assert not at.exception, at.exception[0].value

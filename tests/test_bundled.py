@@ -24,6 +24,7 @@ def test_the_tasks_words_and_templates_were_not_trained_on():
     nouns = {noun for pair in words.NOUNS for noun in pair}
     trained = {noun for pair in generated.SINGULAR_PLURAL for noun in pair}
     assert not set(words.NAMES) & set(generated.NAMES)
+    assert set(words.CAPITALS) <= set(generated.CAPITALS.items())  # these were
     assert not nouns & trained and not set(AGREEMENT_PREPOSITIONS) & set(generated.NEAR)
     rng, known = random.Random(0), generated.Vocabulary(generated.NAMES, generated.SINGULAR_PLURAL, ["so it was"])
     templates = [re.sub(r"\{\w+\}", r"\\w+", form.replace("{", " {")) for form in IOI_TEMPLATES]

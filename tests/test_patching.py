@@ -128,17 +128,17 @@ def test_a_pair_of_two_lengths_cannot_be_patched_and_is_named(tiny_model, pairs)
 
 
 @pytest.mark.parametrize(("which", "source"), [("corrupted", "clean"), ("clean", "corrupted")])
-def test_every_component_carried_over_at_once_gives_the_other_run(tiny_model, pairs, which, source):
+def test_every_component_carried_over_at_once_gives_the_other_run(tiny_double, pairs, which, source):
     """Denoising all of them recovers clean, noising all gives corrupted."""
     from interp.causal.interventions import Intervention, Whole, Write
     from interp.causal.sweeps import sweep
 
-    sites = [name for name in tiny_model.sites if name.endswith(("hook_attn_out", "hook_mlp_out", "hook_embed"))]
+    sites = [name for name in tiny_double.sites if name.endswith(("hook_attn_out", "hook_mlp_out", "hook_embed"))]
     everything = Intervention(tuple(Write(Whole(site), None) for site in sites))
     found = sweep(
-        tiny_model, pairs, [everything], metrics=["logit_diff"], which=which, donors=pairs.tokens(source)
+        tiny_double, pairs, [everything], metrics=["logit_diff"], which=which, donors=pairs.tokens(source)
     ).values["logit_diff"][0]
-    expected = sweep(tiny_model, pairs, [], metrics=["logit_diff"], which=source).baseline["logit_diff"]
+    expected = sweep(tiny_double, pairs, [], metrics=["logit_diff"], which=source).baseline["logit_diff"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

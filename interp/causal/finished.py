@@ -12,13 +12,16 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 
 from interp import runs
+
+if TYPE_CHECKING:
+    from torch import Tensor  # pages that read circuits load no torch
 
 EVERY = 10.0
 """Seconds between two files, at least: what a kill can cost."""

@@ -24,7 +24,6 @@ WHOLE = 4 * 2**30
 """Bytes of a hook point up to which all rows are shuffled at once."""
 _ROWS = 1024  # rows of a block
 _BUFFER = 256  # batches in the buffer
-_THREADS = 2
 
 
 def shuffled_batches(
@@ -69,17 +68,10 @@ def _from_whole(datasets: list[Rows], order: np.ndarray, batch_size: int, first:
 def gather(rows: Rows, idx: np.ndarray) -> Tensor:
     """Rows `idx` (in ascending order) as a tensor [row, d] of the stored dtype."""
     out = np.empty((len(idx), *rows.shape[1:]), rows.places[0].stored)
-
-    def fill(piece: slice) -> None:
-        borders = np.searchsorted(idx[piece], rows.starts)
-        for shard in np.unique(np.searchsorted(rows.starts, idx[piece], side="right") - 1):
-            end = borders[shard + 1] if shard + 1 < len(borders) else None
-            local = idx[piece][borders[shard] : end] - rows.starts[shard]
-            np.take(rows._part(int(shard)), local, axis=0, out=out[piece][borders[shard] : end], mode="clip")
-
-    step = -(-len(idx) // _THREADS)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(fill, [slice(start, start + step) for start in range(0, len(idx), step)]))
+    borders = [*np.searchsorted(idx, rows.starts), len(idx)]
+    for shard in np.unique(np.searchsorted(rows.starts, idx, side="right") - 1):
+        mine = slice(borders[shard], borders[shard + 1])
+        np.take(rows._part(int(shard)), idx[mine] - rows.starts[shard], axis=0, out=out[mine], mode="clip")
     return as_tensor(out, rows.dtype).flatten(1)
 
 
