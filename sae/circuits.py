@@ -132,7 +132,7 @@ class FeatureCircuit:
         kept = np.stack([mask_of(patcher.places, names) for names in sets])
         ends = np.stack([np.ones(patcher.n_nodes, bool), np.zeros(patcher.n_nodes, bool)])
         every, name = np.concatenate([ends, kept, ~kept]), f"faithfulness, errors {errors}"
-        with Progress("judging", len(every) * len(task), progress) as bar:
+        with Progress("judging the circuit", len(every) * len(task), progress) as bar:
             values = patcher.score(every, name=name, advance=bar.advance).astype(np.float64)
         f = relative(values, "nodes").reshape(2, len(sets))
         low, high = interval(values, seed, lambda shares: shares[:, [0, len(sets)]])

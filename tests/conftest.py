@@ -203,6 +203,30 @@ def make_model(tiny_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mixture_dir(tiny_dir, tmp_path_factory):
+    """A random mixture of experts of a family (tests/mixtures.py) as a directory."""
+    made = {}
+
+    def make(family):
+        from mixtures import write
+        from transformers import AutoTokenizer
+
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            write(family, made[family], AutoTokenizer.from_pretrained(tiny_dir))
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixtral(mixture_dir):
+    from interp.decoder.loading import load_model
+
+    return load_model(str(mixture_dir("Mixtral")), dtype="float64")
+
+
+@pytest.fixture(scope="session")
 def texts():
     """Twenty documents, short and of several windows, with duplicates, an empty one and one in another script."""
     from texts import some_texts

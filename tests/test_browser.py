@@ -40,8 +40,8 @@ def address(tmp_path_factory) -> Iterator[str]:
         wait_for(f"http://127.0.0.1:{port}/_stcore/health", server, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        server.kill()
+        server.wait()
 
 
 def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:
@@ -89,6 +89,11 @@ def cell(page, name: str):
 def selected(page, name: str) -> None:
     """The cell is, or becomes, the chosen one."""
     cell(page, name).and_(page.locator("[aria-selected=true]")).wait_for()
+
+
+def settled(page) -> None:
+    """Nothing is being drawn: what stood on the page before the last click is gone."""
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
 
 
 def heading(page, name: str):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 from test_browser import CHROMIUM, address, chromium, heading, page, selected  # noqa: F401  (fixtures)
 
 from interp.causal.effects import Effects
@@ -43,7 +44,7 @@ def test_a_job_is_started_stopped_and_continued_from_the_page(page, address):  #
     running = page.get_by_test_id("stMarkdownBadge").or_(page.get_by_text("running", exact=True)).first
     running.wait_for()
     page.reload()  # the job does not need the page
-    page.get_by_text(re.compile("^starting|^ablating")).first.wait_for()
+    page.get_by_text(re.compile("^ablating")).first.wait_for(timeout=60_000)  # one that only starts cannot be stopped
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Continue").wait_for(timeout=60_000)
     page.get_by_text(re.compile("^interrupted, exit")).wait_for()
@@ -72,7 +73,7 @@ def test_a_label_is_kept_and_never_run(page, address):  # noqa: F811
     assert page.locator("img[src=x], img[src*=elsewhere]").count() == 0 and page.evaluate("window.alerted") is None
     page.get_by_role("link", name="L1H2").click()
     heading(page, "L1H2").wait_for()
-    assert page.get_by_label("Label", exact=True).input_value() == HOSTILE
+    expect(page.get_by_label("Label", exact=True)).to_have_value(HOSTILE, timeout=30_000)
     selected(page, "L1H2")
 
 
@@ -99,4 +100,4 @@ def test_the_exports_of_a_page_are_the_figure_of_a_notebook(page, address, tmp_p
     assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
     page.goto((tmp_path / "old.html").as_uri())  # alone, without the app
     page.get_by_text("zero ablation: logit_diff").wait_for()
-    assert page.locator(".modebar-btn").count() == 1
+    expect(page.locator(".modebar-btn")).to_have_count(1, timeout=30_000)

@@ -10,6 +10,7 @@ import pytest
 from commands import one_line
 
 from interp.cli import main
+from interp.runs import versions
 
 
 @pytest.fixture
@@ -47,6 +48,35 @@ def test_help_imports_neither_torch_nor_streamlit_and_is_quick():
 def test_every_commands_help_has_an_example(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     assert "Example: interp " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("group", ["", "store", "sae", "circuit", "lens", "direction", "runs", "model"])
+def test_a_commands_line_in_its_groups_help_is_not_cut_short(group, capsys):
+    assert main([*group.split(), "--help"]) == 0
+    listed = capsys.readouterr().out.split("Commands:")[1]
+    assert not [line for line in listed.splitlines() if line.endswith(("...", "et al."))]
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"interp {versions()['interp']}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("ablate", {"task": "ioi", "components": "heads", "method": "mean", "position": "all"}),
+        ("patch", {"site": "resid_pre", "by": "layer,position", "draws": "10"}),
+        ("circuit find", {"method": "eap-ig", "baseline": "counterfactual", "steps": "5"}),
+        ("circuit features", {"method": "ig", "n-nodes": "50"}),
+    ],
+)
+def test_help_says_what_is_taken_for_a_flag_that_is_not_given(command, defaults, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for flag, value in defaults.items():
+        of_flag = said.split(f" --{flag} <")[1].split(" --")[0]
+        assert of_flag.endswith(f"[default: {value}]"), of_flag
 
 
 def test_ablate_writes_the_run_of_the_contract(tiny_dir, prompts, tmp_path):

@@ -57,6 +57,24 @@ def test_find_writes_the_run_of_the_contract(found, tmp_path):
     assert "Faithfulness by size" in page and "Spearman" in page and 'src="http' not in page
 
 
+def test_find_says_how_far_it_is_while_it_judges(capsys, found):
+    told = capsys.readouterr().err
+    for what in ("attributing", "judging circuits of all sizes", "judging the circuit", "patching edges"):
+        assert f"{what}: " in told, told
+
+
+def test_what_rounds_to_zero_has_no_minus_sign():
+    from types import SimpleNamespace
+
+    from interp.causal.verdicts import Faithfulness
+    from interp.cli.circuit import _verdict
+
+    f = Faithfulness(1.0, 0.9, 1.1, 2, (-0.0001, 0.0002), "logit_diff", 3.0, 3.0, -0.0004, 8)
+    circuit = SimpleNamespace(faithfulness=lambda *_, **__: f, graph=SimpleNamespace(edges=range(4)))
+    said = _verdict(circuit, None, None, 0)
+    assert "(+0.000 without any edge)" in said and said.endswith("edges +0.000 to +0.000."), said
+
+
 def test_score_show_and_compare_take_a_run_by_name(found, base, tmp_path, capsys):
     workspace = ["--workspace", str(tmp_path)]
     assert main(["circuit", "score", "c", "--task", base[3], "--out", "s", *workspace]) == 0

@@ -66,7 +66,7 @@ def faithfulness(
     circuit = circuit.on(model) if n_edges is None else circuit.on(model).top(n_edges)
     patcher = _patcher(circuit, model, task, metric, baseline, finished)
     others = [circuit.random(circuit.n_edges, seed + k).kept for k in range(n_random)]
-    values = _values(patcher, [circuit.kept, *others], "faithfulness", progress)
+    values = _values(patcher, [circuit.kept, *others], "judging the circuit", progress)
     f, (low, high) = relative(values), interval(values, seed, lambda shares: shares[:, 0])
     whole, nothing, alone = values[:3].mean(1)
     return Faithfulness(
@@ -112,7 +112,7 @@ def curve(
     numbers = [max(1, round(size * len(circuit.graph.edges))) for size in sizes]
     ours = [circuit.top(n, absolute=absolute).kept for n in numbers]
     drawn = [circuit.random(int(kept.sum()), seed + k).kept for k in range(n_random) for kept in ours]
-    values = _values(patcher, [*ours, *drawn], "curve", progress)
+    values = _values(patcher, [*ours, *drawn], "judging circuits of all sizes", progress)
     f, n = relative(values), len(sizes)
     others = f[n:].reshape(n_random, n)
     own = np.concatenate([values[:2], values[2 : 2 + n]])
@@ -186,7 +186,7 @@ def _values(
     """The metric of the model, of nothing, and of each circuit alone; of pieces called `name`."""
     everything = patcher.graph.allowed
     removed = np.stack([everything & ~one for one in (everything, np.zeros_like(everything), *kept)])
-    with Progress(f"judging, {name}", len(removed) * len(patcher.task), progress) as bar:
+    with Progress(name, len(removed) * len(patcher.task), progress) as bar:
         found = patcher.score(removed, name=name, advance=bar.advance)
     return found[patcher.metrics[0]].astype(np.float64)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -55,6 +58,37 @@ app.add_typer(direction.app, name="direction")
 app.add_typer(runs.app, name="runs")
 app.add_typer(model.app, name="model")
 app.command("app")(app_command.app)
+
+
+def _say_version(asked: bool) -> bool:
+    if asked:
+        from interp.runs import versions
+
+        print(f"interp {versions()['interp']}")
+        raise typer.Exit
+    return asked
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
+]
+
+
+@app.callback()
+def _top(version: Version = False) -> None:
+    pass
+
+
+def _say_briefly(group: typer.Typer) -> None:
+    """A command's line in its group's help is the first sentence of its own, whole; else it is cut after 45 letters."""
+    for command in group.registered_commands:
+        text = " ".join(inspect.getdoc(command.callback).split())
+        command.short_help = re.split(r"(?<=[.?])\s(?=[A-Z])", text)[0]
+    for below in group.registered_groups:
+        _say_briefly(below.typer_instance)
+
+
+_say_briefly(app)
 
 
 UsageError: type[Exception] = typer.BadParameter.__base__  # click's, or typer's own copy of it since 0.29

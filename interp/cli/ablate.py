@@ -10,7 +10,7 @@ import typer
 
 from interp.cli import options
 from interp.cli.batch import Command, Settings, batch, dictionary, task_of
-from interp.cli.config import Config, Sweep, file_schema
+from interp.cli.config import Config, Sweep, file_schema, with_defaults
 from interp.cli.editing import vector
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from interp.decoder.model import Model
 
 
+@with_defaults(Config)
 def ablate(
     config: options.ConfigFile = None,
     model: options.ModelFlag = None,

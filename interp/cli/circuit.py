@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interp import runs
 from interp.cli import options
-from interp.cli.config import read_settings
+from interp.cli.config import read_settings, with_defaults
 from interp.cli.keeping import recorded
 from interp.errors import Failure, InputError, MissingFile, nearest
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from interp.data.tasks import Task
     from interp.decoder.model import Model
 
-app = typer.Typer(help="Circuits: find, score, show, compare.", no_args_is_help=True)
+app = typer.Typer(help="Circuits: find, score, show, compare, features.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A run's name, its folder, or a circuit.json (MIB's too).")]
 
@@ -52,6 +52,7 @@ class Find(BaseModel):
 
 
 @app.command()
+@with_defaults(Find)
 def find(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help='"bundled", a local directory, or a name on the hub.')] = None,
@@ -291,7 +292,7 @@ def _two_sets(model: Model, spec: str, n: int | None, seed: int) -> tuple[Task, 
         others = [prompt for prompt in drawn.prompts if tuple(prompt.clean_tokens) not in found_on]
         if len(others) < len(drawn):
             n_same = len(drawn) - len(others)
-            print(f"{n_same} of {len(drawn)} other prompts are among those it is found on: left out.", file=sys.stderr)
+            print(f"Of {len(drawn)} other prompts {n_same} left out: those it is found on.", file=sys.stderr)
         return task, replace(drawn, prompts=others or drawn.prompts)
     if len(task) < 4:
         print(f"{len(task)} prompts in {spec}: the circuit is judged on those it is found on.", file=sys.stderr)
@@ -304,9 +305,9 @@ def _verdict(circuit: Circuit, model: Model, task: Task, seed: int, **settings: 
     f = circuit.faithfulness(model, task, seed=seed, progress=True, **settings)
     return (
         f"{f.n_edges} edges ({f.n_edges / len(circuit.graph.edges):.1%}): faithfulness {f.value:.3f} "
-        f"[{f.ci_low:.3f}, {f.ci_high:.3f}] on {f.n} prompts, {f.metric} {f.circuit:+.3f} of {f.model:+.3f} "
-        f"({f.nothing:+.3f} without any edge); random circuits of as many edges "
-        f"{min(f.random):+.3f} to {max(f.random):+.3f}."
+        f"[{f.ci_low:.3f}, {f.ci_high:.3f}] on {f.n} prompts, {f.metric} {f.circuit:+z.3f} of {f.model:+z.3f} "
+        f"({f.nothing:+z.3f} without any edge); random circuits of as many edges "
+        f"{min(f.random):+z.3f} to {max(f.random):+z.3f}."
     )
 
 

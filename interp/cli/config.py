@@ -3,9 +3,12 @@ line."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
+from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +17,28 @@ from interp.errors import InputError, MissingFile, UnknownKey, nearest
 
 Names = str | list[str]
 Settings = TypeVar("Settings", bound=BaseModel)
+Told = TypeVar("Told", bound=Callable[..., None])
+
+
+def with_defaults(form: type[BaseModel]) -> Callable[[Told], Told]:
+    """A command whose help says what `form` takes for a flag that neither the command line nor the file gives."""
+
+    def told(command: Told) -> Told:
+        hints = get_type_hints(command, include_extras=True)
+        for name in hints.keys() & form.model_fields.keys():
+            default = form.model_fields[name].default
+            if default is not None and not isinstance(default, bool | list | dict):
+                kind, option = get_args(hints[name])
+                option = copy(option)
+                option.help = f"{option.help}  [default: {default}]"
+                hints[name] = Annotated[kind, option]
+        signature = inspect.signature(command)
+        each = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+        command.__signature__ = signature.replace(parameters=each)
+        command.__annotations__ = hints
+        return command
+
+    return told
 
 
 class Asked(BaseModel):

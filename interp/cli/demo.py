@@ -46,10 +46,10 @@ def demo(
     if not _step(2, f"a TopK dictionary on {SITE} -> {path}", path):
         sae.train(store, site=SITE, d_sae=1024, k=16, out=path, seed=seed, device=device)
     dictionary = sae.load(path)
-    report = sae.evaluate(dictionary, model, "bundled", n_tokens=10_000)
+    report = sae.evaluate(dictionary, model, "bundled", n_tokens=10_000, progress=True)
     report.save(path / "metrics.json")
     if not (path / "features" / "latents.parquet").exists():
-        sae.features.compute(dictionary, store)
+        sae.features.compute(dictionary, store, progress=True)
 
     ablated = workspace / "runs" / "demo-ioi-heads"
     if not _step(3, f"every head and MLP ablated, {n} prompts -> {ablated}", ablated):

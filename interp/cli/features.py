@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp import runs
 from interp.cli import options
 from interp.cli.circuit import two_sets
-from interp.cli.config import read_settings
+from interp.cli.config import read_settings, with_defaults
 from interp.cli.keeping import recorded
 from interp.cli.sae import find
 from interp.errors import InputError
@@ -44,6 +44,7 @@ class Features(BaseModel):
     overwrite: bool = False
 
 
+@with_defaults(Features)
 def features(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help='"bundled", a local directory, or a name on the hub.')] = None,
@@ -52,7 +53,7 @@ def features(
         list[str] | None, typer.Option(help="A dictionary: a name in <workspace>/saes, or a folder; may be repeated.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="ig, or atp: quicker, of the clean run's slope alone.")] = None,
-    n_nodes: Annotated[int | None, typer.Option(help="How many of the strongest nodes; 50 if not given.")] = None,
+    n_nodes: Annotated[int | None, typer.Option(help="How many of the strongest nodes.")] = None,
     absolute: Annotated[
         bool | None, typer.Option("--absolute/--signed", help="By size, or only nodes that help.")
     ] = None,
@@ -126,10 +127,10 @@ def _sentence(which: str, v: Verdict) -> str:
     faithful, complete = v.rows.itertuples()
     return (
         f"{v.n_nodes} nodes, {which}: faithfulness {faithful.value:.3f} [{faithful.ci_low:.3f}, "
-        f"{faithful.ci_high:.3f}] (random nodes {faithful.random_low:+.3f} to {faithful.random_high:+.3f}), "
+        f"{faithful.ci_high:.3f}] (random nodes {faithful.random_low:+z.3f} to {faithful.random_high:+z.3f}), "
         f"completeness {complete.value:.3f} [{complete.ci_low:.3f}, {complete.ci_high:.3f}] (random "
-        f"{complete.random_low:+.3f} to {complete.random_high:+.3f}) on {v.n} prompts, {v.metric} {v.circuit:+.3f} of "
-        f"{v.model:+.3f} ({v.nothing:+.3f} without any node)."
+        f"{complete.random_low:+z.3f} to {complete.random_high:+z.3f}) on {v.n} prompts, {v.metric} "
+        f"{v.circuit:+z.3f} of {v.model:+z.3f} ({v.nothing:+z.3f} without any node)."
     )
 
 

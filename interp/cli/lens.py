@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from interp.lenses.logits import Lens
     from interp.lenses.tuned import TunedLens
 
-app = typer.Typer(help="Lenses: what each layer says, and which parts write a logit.", no_args_is_help=True)
+app = typer.Typer(help="Lenses: show, train, attribute.", no_args_is_help=True)
 
 _READ = {
     "Lens": "Each layer's residual stream, read through the last layer norm and the unembedding. The last layer is the "

@@ -11,7 +11,7 @@ import typer
 
 from interp.cli import options
 from interp.cli.batch import Command, Settings, batch, dictionary
-from interp.cli.config import PatchConfig, PatchSweep, file_schema
+from interp.cli.config import PatchConfig, PatchSweep, file_schema, with_defaults
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interp.decoder.model import Model
 
 
+@with_defaults(PatchConfig)
 def patch(
     config: options.ConfigFile = None,
     model: options.ModelFlag = None,
@@ -39,9 +40,9 @@ def patch(
     subject: Annotated[
         str | None, typer.Option(help="Of trace: the label whose embeddings get noise; else what is corrupted.")
     ] = None,
-    noise: Annotated[float | None, typer.Option(help="Of trace: standard deviations of the embeddings; 3.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Of trace: standard deviations of the embeddings.")] = None,
     window: Annotated[int | None, typer.Option(help="Of trace: layers restored together.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Of trace: draws of noise to average over; 10.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Of trace: draws of noise to average over.")] = None,
     n: options.N = None,
     seed: Annotated[int | None, typer.Option(help="Of prompts, noise and the bootstrap.")] = None,
     out: options.Out = None,

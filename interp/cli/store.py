@@ -16,7 +16,7 @@ from interp.cli.sae import find
 from interp.decoder.sites import short
 from interp.progress import Progress
 
-app = typer.Typer(help="Activation stores.", no_args_is_help=True)
+app = typer.Typer(help="Activation stores: info, verify, merge, export.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A store: a name in <workspace>/stores, or a folder.")]
 

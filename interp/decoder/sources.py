@@ -31,7 +31,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def suggest(name: str) -> str:
     parent = Path(name).parent
     beside = [str(p.parent) for p in parent.glob("*/config.json")] if parent.is_dir() else []
-    return f"Nearest: {nearest(name, [*beside, 'bundled', 'gpt2', 'EleutherAI/pythia-160m'])}."
+    known = [other for other in [*beside, "bundled", "gpt2", "EleutherAI/pythia-160m"] if other != name]
+    return f"Nearest: {nearest(name, known)}."
 
 
 def config_of(name: str, revision: str | None = None) -> Any:
@@ -54,8 +55,8 @@ def config_of(name: str, revision: str | None = None) -> Any:
 
 
 def check_hub(name: str, revision: str | None) -> None:
-    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s), or not
-    to be asked: HF_HUB_OFFLINE is set."""
+    """UnknownModel at once where a name is not cached and the hub is out of reach (transformers retries for 30 s), or
+    HF_HUB_OFFLINE says that it is not to be asked."""
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
 
