@@ -48,8 +48,8 @@ PAGES = {
 }
 page = st.navigation(list(PAGES.values()), position="hidden")
 st.session_state["page"] = next(path for path, one in PAGES.items() if one == page)
-bar(PAGES, st.session_state["page"])
-try:
-    page.run()
-except Exception as error:  # whatever a file of the workspace made a page do
-    state.problem("This page cannot be shown: a file of the workspace is not what it should be.", error)
+with bar(PAGES, st.session_state["page"]):
+    try:
+        page.run()
+    except Exception as error:  # whatever a file of the workspace made a page do
+        state.problem("This page cannot be shown: a file of the workspace is not what it should be.", error)

@@ -258,12 +258,11 @@ def part(show: Callable[..., None], *given: Any) -> None:
     """A part of a page that holds a selection and what follows from it: `show(focus, *given)`. What is chosen inside it
     draws it anew by itself, with the Focus that the URL has then; the rest of the page stays as it is, but for the bar
     of pages, whose links keep the Focus."""
-    if draw_bar := st.session_state.get("draw-bar"):
-        draw_bar()
     try:
         show(asked_for(), *given)
     except Exception as error:  # as on any page: outside `main.py` streamlit would show the traceback
         problem("This part of the page cannot be shown: a file of the workspace is not what it should be.", error)
+    st.session_state["draw-bar"]()  # last: the text that was asked for comes first
 
 
 def place(run: dict[str, Any]) -> tuple[str, dict[str, str]]:

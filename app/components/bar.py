@@ -5,7 +5,8 @@ the head, the latent; and the page's own choices as they were left. So a link of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import streamlit as st
@@ -31,15 +32,20 @@ LISTS = (state.RUNS, state.LISTS, state.JOBS)
 """Pages whose link opens the list, not what was last looked at in it."""
 
 
-def bar(pages: Mapping[str, Any], here: str) -> None:
-    """The links, that of the page `here` marked.
+@contextmanager
+def bar(pages: Mapping[str, Any], here: str) -> Iterator[None]:
+    """The links, that of the page `here` marked, above the page that the block draws.
 
     A part of a page that is drawn by itself (`state.part`) draws them anew, in a place of its own over the first one:
-    what it selected is in them too.
+    what it selected is in them too. While the whole page is drawn that place stays empty.
     """
     _links(st.container(horizontal=True, key="bar"), pages, here)
     anew = st.container(horizontal=True, key="bar-anew")
-    st.session_state["draw-bar"] = lambda: _links(anew, pages, here)
+    st.session_state["draw-bar"] = anew.empty
+    try:
+        yield
+    finally:
+        st.session_state["draw-bar"] = lambda: _links(anew, pages, here)
 
 
 def _links(place: Any, pages: Mapping[str, Any], here: str) -> None:

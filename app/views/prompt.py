@@ -60,10 +60,10 @@ def selection(focus: state.Focus, chosen: Asked, rows: pd.DataFrame) -> None:
     with left:
         _lens(focus, chosen, position)
     left, right = st.columns([3, 2], gap="large")
+    with left:
+        _attribution(focus, chosen, rows, position)
     with right:
         _latents(focus, chosen, position)
-    with left:
-        _attribution(focus, chosen, rows, position)  # last: it asks the model
 
 
 def _strip(focus: state.Focus, chosen: Asked, rows: pd.DataFrame, position: int) -> None:

@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float
 from interp import runs
 from interp.causal import search
 from interp.causal.effects import about
-from interp.causal.finished import Finished
 from interp.causal.graph import Graph
 from interp.errors import InputError, UnknownName, WrongModel, nearest
 from interp.progress import Progress
@@ -30,6 +29,7 @@ from interp.progress import Progress
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from interp.causal.finished import Finished
     from interp.causal.verdicts import Curve, Faithfulness
     from interp.data.tasks import Task
     from interp.decoder.model import Model
