@@ -51,7 +51,7 @@ def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, 
     patterns(
         values, seen.layers, seen.text, key="patterns", head=head, pos=position, said=said, limit=limit, signed=signed,
         on_head=lambda name: state.write_focus(head=name), on_pos=lambda place: state.write_focus(pos=place),
-        label="attention of every head",
+        label="attention of every head", formula=formula,
     )  # fmt: skip
     st.text(formula)
     left, right = st.columns(2, gap="large")
@@ -62,12 +62,38 @@ def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, 
         st.text("All heads on this text: attention to the token before, to the first token; entropy in nats")
         shown = table[COLUMNS].sort_values("previous_token", ascending=False)
         st.dataframe(shown, hide_index=True, height=280, column_config=state.number_columns(shown))
-    weighted = ", weighted=True" if focus.weigh == "value" else ""
+    drawn = values.reshape(-1, *values.shape[2:])[list(table["component"]).index(head)]
     source(
-        chosen, table, lambda: seen.figure(head, weighted=focus.weigh == "value"), name=f"attention-{head}",
-        command=["heads", "--text", chosen.text],
-        lines=f'heads = interp.patterns(model, text, edits=edits)\nheads.figure("{head}"{weighted})',
+        chosen, _long(seen, drawn, head), lambda: _figure(focus, seen, drawn, head, formula if signed else None),
+        name=f"attention-{head}-{focus.weigh}" if focus.weigh else f"attention-{head}",
+        command=["heads", "--text", chosen.text], lines=_lines(focus, chosen, head, signed),
     )  # fmt: skip
+
+
+def _long(seen: Any, drawn: np.ndarray, head: str) -> pd.DataFrame:
+    """What is drawn of one head as a table: a row a query and a key that it can look at."""
+    query, key = np.tril_indices(len(drawn))
+    text = np.array([str(token) for token in seen.text], dtype=object)
+    return pd.DataFrame({"component": head, "query": query, "query_token": text[query], "key": key,
+                         "key_token": text[key], "value": drawn[query, key].astype(float)})  # fmt: skip
+
+
+def _figure(focus: state.Focus, seen: Any, drawn: np.ndarray, head: str, difference: str | None) -> Any:
+    """What is drawn of one head, as a notebook draws it."""
+    from interp.plots.heads import pattern
+
+    frame = pd.DataFrame(drawn, index=seen.text, columns=seen.text)
+    return pattern(frame, head, weighted=difference is None and focus.weigh == "value", difference=difference)
+
+
+def _lines(focus: state.Focus, chosen: Asked, head: str, signed: bool) -> str:
+    """The same in a notebook."""
+    lines = ["heads = interp.patterns(model, text, edits=edits)"]
+    if not signed:
+        return "\n".join([*lines, f'heads.figure("{head}"{", weighted=True" if focus.weigh == "value" else ""})'])
+    tokens, _, _ = _other(chosen)
+    other = "text" if chosen.edit else f"{list(tokens)}"
+    return "\n".join([*lines, f"other = interp.patterns(model, {other})", f'heads.of("{head}") - other.of("{head}")'])
 
 
 def _values(focus: state.Focus, chosen: Asked, seen: Any) -> tuple[np.ndarray, str, bool]:

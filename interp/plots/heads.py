@@ -59,10 +59,11 @@ def _map(rows: pd.DataFrame, score: str, colours: Scale, said, title: str) -> go
     return figure
 
 
-def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Figure:
+def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False, difference: str | None = None) -> go.Figure:
     """One head's pattern: rows are queries, columns keys, both labelled with their token. What comes after the query
-    is 0 by the causal mask."""
+    is 0 by the causal mask. `difference`: what `frame` is the difference of, in words; it is signed then."""
     unit = "attention x |v W_O|, in the stream's unit" if weighted else "attention: every row sums to 1"
+    unit = unit if difference is None else escaped(difference)
     tokens = [f"{at} {visible(token)}" for at, token in enumerate(frame.index)]
     every = -(-len(tokens) // N_TICKS)
     ticks = {
@@ -71,15 +72,18 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False) -> go.Fig
     }  # fmt: skip
     values = frame.to_numpy(dtype=float)
     safe = [escaped(token) for token in tokens]
+    most = 1.0 if not weighted and difference is None else float(np.abs(values).max()) or 1.0
+    colours = [[0, WHITE], [1, BLUE]] if difference is None else [[0, RED], [0.5, WHITE], [1, BLUE]]
     heat = go.Heatmap(
-        z=values, zmin=0, zmax=float(values.max()) if weighted else 1.0, colorscale=[[0, WHITE], [1, BLUE]],
+        z=values, zmin=0 if difference is None else -most, zmax=most, colorscale=colours,
         text=[[f"{q} looks at {k}: {value:.3f}" for k, value in zip(safe, line, strict=True)]
               for q, line in zip(safe, values, strict=True)],
         hovertemplate="%{text}<extra></extra>", xgap=0.5, ygap=0.5, colorbar={"thickness": 12, "outlinewidth": 0},
     )  # fmt: skip
     figure = go.Figure(heat)
     side = int(np.clip(22 * len(tokens), 320, 900))
-    title = f"{escaped(head)}: {'value-weighted attention' if weighted else 'attention'}"
+    what = "value-weighted attention" if weighted else "attention" if difference is None else "difference of attention"
+    title = f"{escaped(head)}: {what}"
     figure.update_layout(
         title=title, xaxis=ticks | {"title": f"key<br><sub>{unit}</sub>", "tickangle": -60, "constrain": "domain"},
         yaxis=ticks | {"title": "query", "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
