@@ -22,8 +22,8 @@ h1 {font-size: 1.8rem !important; padding: 0 !important}
 .stMain [data-testid="stBaseButton-tertiary"] p {text-decoration: underline; font-weight: 500}
 .stMain [data-testid="stBaseButton-tertiary"] {min-height: 0; padding: .2rem 0}
 .stMain:has(.st-key-bar-anew a) .st-key-bar {display: none}
-.st-key-bar, .st-key-bar-anew {position: fixed; top: 0; left: 0; right: 0; z-index: 999990; height: 2.9rem; padding: 0 4rem 0 1rem;
-  flex-wrap: nowrap; align-items: center; gap: .2rem !important; overflow-x: auto;
+.st-key-bar, .st-key-bar-anew {position: fixed; top: 0; left: 0; right: 0; z-index: 999990; height: 2.9rem;
+  padding: 0 4rem 0 1rem; flex-wrap: nowrap; align-items: center; gap: .2rem !important; overflow-x: auto;
   background: color-mix(in srgb, Canvas 85%, transparent); backdrop-filter: blur(8px); border-bottom: 1px solid #8884}
 .st-key-bar-anew:not(:has(a)) {display: none}
 .st-key-bar > div, .st-key-bar-anew > div {flex: none !important; width: auto !important}

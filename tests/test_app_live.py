@@ -102,6 +102,54 @@ def test_a_prompt_of_a_run_is_read_with_its_pair(workspace, tiny_model, pairs):
     table = at.dataframe[0].value.set_index("key")["value"]
     np.testing.assert_allclose(table.sort_index(), (pattern - other)[3, :4], atol=1e-6)
     assert "clean - corrupted: blue" in texts(at) and mounted(at, "patterns")[0]["signed"]
+    assert f"other = interp.patterns(model, {list(pairs.prompts[3].corrupted_tokens)})" in texts(at)
+
+
+def test_the_export_of_attention_is_what_is_shown(workspace, tiny_model, monkeypatch):
+    import interp
+    from app.components import live_source
+    from interp.causal.edits import parse
+
+    taken = {}
+    monkeypatch.setattr(live_source, "exports", lambda run, table, figure: taken.update(table=table, figure=figure()))
+    opened("attention", text="When Mary", edit="L0H1=0", head="L1H0", weigh="difference")
+    edited = interp.patterns(tiny_model, "When Mary", edits=parse(tiny_model, "L0H1=0")).of("L1H0")
+    difference = edited - interp.patterns(tiny_model, "When Mary").of("L1H0")
+    table = taken["table"]
+    np.testing.assert_allclose(table["value"], difference[table["query"], table["key"]], atol=1e-6)
+    assert len(table) == len(difference) * (len(difference) + 1) // 2
+    (heat,) = taken["figure"].data
+    np.testing.assert_allclose(heat.z, difference, atol=1e-6)
+    assert heat.zmin == -heat.zmax and "edited - not edited" in taken["figure"].layout.xaxis.title.text
+
+
+def test_small_pictures_of_a_long_text_show_its_end(workspace):
+    import base64
+
+    at = opened("attention", text=("a b " * 29).strip(), head="L1H0", weigh="value")
+    (seen,) = mounted(at, "patterns")
+    n, side = len(seen["tokens"]), seen["small_n"]
+    assert n > 56 and n % 2 == 1 and side == (n + 1) // 2
+    small = np.frombuffer(base64.b64decode(seen["small"]), np.uint8).reshape(-1, side, side)
+    large = np.frombuffer(base64.b64decode(seen["large"]), np.uint8).reshape(n, n)
+    names = [f"L{layer}H{head}" for layer in seen["layers"] for head in range(seen["n_heads"])]
+    np.testing.assert_array_equal(small[names.index("L1H0"), -1, :-1], large[-1, :-1].reshape(-1, 2).max(1))
+
+
+def test_a_link_that_names_positions_edits_those_alone(workspace, tiny_model):
+    import interp
+    from interp.causal.edits import parse
+
+    at = opened("steer", text="When Mary", edit="L0H1=0", where="1,2", n="20", seed="3", temperature="0.9")
+    made = interp.generate(
+        tiny_model, "When Mary", edits=parse(tiny_model, "L0H1=0"), max_new_tokens=20, seed=3, temperature=0.9,
+        where=[1, 2],
+    ).tokens()  # fmt: skip
+    table = at.dataframe[0].value
+    assert list(table[table.run == "edited"]["token"]) == list(made[made.run == "edited"]["token"])
+    assert list(table[table.run == "edited"]["kl"]) == pytest.approx(list(made[made.run == "edited"]["kl"]), abs=1e-6)
+    assert "--where 1,2" in texts(at) and "where=[1, 2]" in texts(at)
+    assert "All are edited." in texts(opened("steer", text="When Mary", edit="L0H1=0", where="everywhere"))
 
 
 def test_an_edited_run_is_looked_at_under_its_edits(workspace, tiny_model):

@@ -203,8 +203,8 @@ def test_a_difference_of_patterns_has_a_sign_and_is_of_as_many_tokens(tiny_model
     import interp
 
     one, other = (interp.patterns(tiny_model, text) for text in ("The key is old", "The book is old"))
-    figure = one.figure("L1H1", less=other, called="the book")
+    figure = one.figure("L1H1", less=other, called="the key - the book")
     np.testing.assert_array_equal(np.array(figure.data[0].z, np.float32), one.of("L1H1") - other.of("L1H1"))
-    assert figure.data[0].zmin == -figure.data[0].zmax < 0 and "this run - the book" in figure.to_json()
+    assert figure.data[0].zmin == -figure.data[0].zmax < 0 and "the key - the book: " in figure.to_json()
     with pytest.raises(interp.InputError, match="tokens given"):
         one.figure("L1H1", less=interp.patterns(tiny_model, "The key"))

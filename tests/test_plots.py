@@ -143,7 +143,7 @@ def test_nodes_and_edges_of_a_circuit_can_be_clicked_and_the_others_stand_back()
     at = dict(zip(drawn.customdata, zip(drawn.x, drawn.y, strict=True), strict=True))
     assert set(at) == {"input", "a0.h0", "m0", "m1", "a1.kv1", "a1.h2", "logits"}
     assert at["a1.kv1"][0] == 2.5 and at["logits"][1] > at["m1"][1] > at["a1.h2"][1] > at["input"][1]
-    assert " m0 &lt;i&gt;" in drawn.text
+    assert " L0.mlp &lt;i&gt;" in drawn.text
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     assert sum(np.isnan(trace.x).sum() for trace in lines if trace.opacity > 0.5) == 2
     middles = next(trace for trace in figure.data if trace.mode == "markers")

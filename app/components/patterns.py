@@ -97,6 +97,11 @@ function large(host, data, send) {
     });
   };
   const pick = q => { mark(q); send('pos', q); };
+  const legend = make(part, 'div', 'scale'), most = data.limit.toPrecision(3);
+  make(legend, 'span', '', data.signed ? '\u2212' + most : '0');
+  make(legend, 'div', data.signed ? 'ramp signed' : 'ramp');
+  make(legend, 'span', '', (data.signed ? '+' : '') + most);
+  legend.title = data.formula;
   const tip = make(part, 'div', 'tip', '');
   const tell = e => {
     const q = Math.floor(e.offsetY / size), k = Math.floor(e.offsetX / size);
@@ -142,6 +147,9 @@ _CSS = """
 .key{writing-mode:vertical-rl;transform:rotate(180deg);white-space:pre;justify-self:center;max-height:9em;
   overflow:hidden;unicode-bidi:isolate;padding:4px 0;text-align:right}
 .rule{position:absolute;pointer-events:none;outline:2px solid rgb(230,150,20)}
+.scale{display:flex;gap:8px;align-items:center;padding-top:6px;font-size:11px}
+.ramp{width:160px;height:9px;border-radius:3px;background:linear-gradient(to right,rgb(247,247,247),rgb(33,102,172))}
+.ramp.signed{background:linear-gradient(to right,rgb(178,24,43),rgb(247,247,247),rgb(33,102,172))}
 .tip{min-height:1.6em;padding-top:6px;white-space:pre}
 """.replace("SIDE", str(SIDE))
 
@@ -162,16 +170,19 @@ def patterns(
     on_head: Callable[[str], None],
     on_pos: Callable[[int], None],
     label: str,
+    formula: str,
 ) -> None:
     """Show `values` [layer, head, query, key], the head called `head` large. Numbers go from 0 (white) to `limit`
     (blue), signed ones from -`limit` (red). `said`: a line for each head, on hover. `on_head` and `on_pos` get the head
-    and the query that are clicked."""
+    and the query that are clicked. `formula` says what the colours are of."""
     n_layers, n_heads, n = values.shape[:3]
     names = [f"L{layer}H{index}" for layer in layers for index in range(n_heads)]
     step = -(-n // SIDE)  # of a long text a small picture shows the largest of each square
-    cut = values[:, :, : n // step * step, : n // step * step] if step > 1 else values
+    cut = values
     if step > 1:
-        cut = cut.reshape(n_layers, n_heads, n // step, step, n // step, step)
+        side, more = -(-n // step), -n % step  # what is left over at the end is a square, too
+        cut = np.pad(values, ((0, 0), (0, 0), (0, more), (0, more)))
+        cut = cut.reshape(n_layers, n_heads, side, step, side, step)
         cut = np.where(np.abs(cut.max((3, 5))) >= np.abs(cut.min((3, 5))), cut.max((3, 5)), cut.min((3, 5)))
     chosen = values.reshape(-1, n, n)[names.index(head)]
 
@@ -187,7 +198,8 @@ def patterns(
 
     data = {
         "tokens": [visible(token) for token in tokens], "layers": list(layers), "n_heads": n_heads, "head": head,
-        "pos": pos, "said": list(said), "limit": limit, "signed": signed, "label": label, "small_n": cut.shape[-1],
+        "pos": pos, "said": list(said), "limit": limit, "signed": signed, "label": label,
+        "formula": formula, "small_n": cut.shape[-1],
         "small": _bytes(cut, limit, signed), "large": _bytes(chosen, limit, signed),
     }  # fmt: skip
     _mount(key=key, data=data, on_head_change=heads, on_pos_change=queries)

@@ -51,7 +51,7 @@ def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, 
     patterns(
         values, seen.layers, seen.text, key="patterns", head=head, pos=position, said=said, limit=limit, signed=signed,
         on_head=lambda name: state.write_focus(head=name), on_pos=lambda place: state.write_focus(pos=place),
-        label="attention of every head",
+        label="attention of every head", formula=formula,
     )  # fmt: skip
     st.text(formula)
     left, right = st.columns(2, gap="large")
@@ -63,10 +63,20 @@ def selection(focus: state.Focus, chosen: Asked, seen: Any, values: np.ndarray, 
         shown = table[COLUMNS].sort_values("previous_token", ascending=False)
         st.dataframe(shown, hide_index=True, height=280, column_config=state.number_columns(shown))
     other = _other(chosen) if focus.weigh == "difference" else None
+    drawn = values.reshape(-1, *values.shape[2:])[list(table["component"]).index(head)]
     source(
-        chosen, table, lambda: _figure(focus, chosen, seen, head), name=f"attention-{head}",
+        chosen, _long(seen, drawn, head), lambda: _figure(focus, chosen, seen, head),
+        name=f"attention-{head}-{focus.weigh}" if focus.weigh else f"attention-{head}",
         command=["heads", "--text", chosen.text], lines=_lines(head, focus.weigh == "value", other),
     )  # fmt: skip
+
+
+def _long(seen: Any, drawn: np.ndarray, head: str) -> pd.DataFrame:
+    """What is drawn of one head as a table: a row a query and a key that it can look at."""
+    query, key = np.tril_indices(len(drawn))
+    text = np.array([str(token) for token in seen.text], dtype=object)
+    return pd.DataFrame({"component": head, "query": query, "query_token": text[query], "key": key,
+                         "key_token": text[key], "value": drawn[query, key].astype(float)})  # fmt: skip
 
 
 def _figure(focus: state.Focus, chosen: Asked, seen: Any, head: str) -> Any:
@@ -75,7 +85,7 @@ def _figure(focus: state.Focus, chosen: Asked, seen: Any, head: str) -> Any:
     if other is None:
         return seen.figure(head, weighted=focus.weigh == "value")
     tokens, edit, said = other
-    called = said.partition(":")[0].partition(" - ")[2]
+    called = said.partition(":")[0]
     return seen.figure(head, less=live.patterns(chosen.model, tokens, edit), called=called)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -81,7 +82,11 @@ def _settings(focus: state.Focus, chosen: Asked) -> dict[str, Any] | None:
     """How it is written: the boxes, each of which is in the address."""
     boxes = st.columns(5)
     with boxes[0]:
-        where = state.choose("Positions edited", WHERE, "where", focus.where or "all")
+        asked_where = _where(focus.where)
+        options = WHERE if asked_where in WHERE else [*WHERE, asked_where]
+        where = state.choose("Positions edited", options, "where", asked_where,
+                             help="or numbers in the address, such as where=3,4: the positions of the text, from 0; -1 "
+                                  "is the last of the prompt")  # fmt: skip
     with boxes[1]:
         patterns = state.choose("Attention", PATTERNS, "patterns", focus.patterns or "live",
                                 help="frozen: attention is where it is without the edits")  # fmt: skip
@@ -105,6 +110,15 @@ def _settings(focus: state.Focus, chosen: Asked) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def _where(asked_for: str | None) -> str:
+    """The positions in the address: a name, or numbers with commas; all of them, with a word, where it is neither."""
+    plain = (asked_for or "all").replace(" ", "")
+    if plain in WHERE or re.fullmatch(r"-?\d{1,6}(,-?\d{1,6})*", plain):
+        return plain
+    st.text(f'No positions "{asked_for}": all, prompt, new, or numbers with commas. All are edited.')
+    return "all"
+
+
 def _temperature(focus: state.Focus) -> float:
     return min(float(focus.temperature or 0.8), HOTTEST)
 
@@ -120,6 +134,10 @@ def _number(label: str, field: str, value: float, step: float) -> None:
                     key=f"steer-{field}", on_change=typed)  # fmt: skip
 
 
+def _positions(where: str) -> str | list[int]:
+    return where if where in WHERE else [int(number) for number in where.split(",")]
+
+
 def _write(chosen: Asked, settings: dict[str, Any]) -> pd.DataFrame:
     """Both continuations, shown as they come; a row a token."""
     from interp.decoder.generation import Sampling
@@ -130,7 +148,7 @@ def _write(chosen: Asked, settings: dict[str, Any]) -> pd.DataFrame:
     runs = [
         live.written(
             chosen.model, chosen.tokens, sampling, chosen.edit if kind == "edited" else "",
-            **({"where": settings["where"], "patterns": settings["patterns"]} if kind == "edited" else {}),
+            **({"where": _positions(settings["where"]), "patterns": settings["patterns"]} if kind == "edited" else {}),
         )
         for kind in kinds
     ]  # fmt: skip
@@ -180,7 +198,8 @@ def _shown(chosen: Asked, settings: tuple[tuple[str, Any], ...], rows: pd.DataFr
         "--seed": asked_for["seed"],
     }  # fmt: skip
     text = chosen.text
-    given = ", ".join(f"{name.lstrip('-').replace('-', '_')}={value!r}" for name, value in flags.items())
+    read = {name: _positions(value) if name == "--where" else value for name, value in flags.items()}
+    given = ", ".join(f"{name.lstrip('-').replace('-', '_')}={value!r}" for name, value in read.items())
     source(
         chosen, rows, lambda: kl_by_token(rows), name="steered",
         command=["generate", text, *(part for name, value in flags.items() for part in (name, f"{value}"))],

@@ -109,10 +109,11 @@ class Patterns:
         return rows.assign(**scores, first_token_weighted=shares[..., 1:, 0].mean(-1).ravel())
 
     def figure(
-        self, head: str = "L0H0", *, weighted: bool = False, less: Patterns | None = None, called: str = "the other"
-    ) -> Figure:
+        self, head: str = "L0H0", *, weighted: bool = False, less: Patterns | None = None,
+        called: str = "this run - the other",
+    ) -> Figure:  # fmt: skip
         """One head's pattern: a row a query, a column a key. `less`: the patterns of another run on as many tokens,
-        `called` so, which are taken from these."""
+        which are taken from these; the difference is `called` so."""
         from interp.plots.heads import pattern
 
         values = self.of(head, weighted=weighted)

@@ -66,7 +66,7 @@ def pattern(frame: pd.DataFrame, head: str, *, weighted: bool = False, less: str
     """One head's pattern: rows are queries, columns keys, both labelled with their token. What comes after the query
     is 0 by the causal mask. `less`: what was taken from it; then it has a sign."""
     unit = "attention x |v W_O|, in the stream's unit" if weighted else "attention: every row sums to 1"
-    unit = f"this run - {less}: blue, looks there more; red, less" if less else unit
+    unit = f"{escaped(less)}: blue, looks there more; red, less" if less else unit
     tokens = [f"{at} {visible(token)}" for at, token in enumerate(frame.index)]
     every = -(-len(tokens) // N_TICKS)
     ticks = {
