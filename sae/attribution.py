@@ -30,6 +30,7 @@ from interp.causal.attribution import Value, check_metric, metric_value, recorde
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured
 from interp.decoder.model import Model
+from interp.decoder.placing import needs_gradients
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
@@ -79,6 +80,7 @@ def node_scores(
 
     Two forward passes and a backward one for "atp"; for "ig" `steps` forward and backward ones for each dictionary.
     """
+    needs_gradients(model, settings.method)
     total = torch.zeros(places[-1].error + 1, dtype=torch.double)
     with Progress("attributing nodes", len(task), progress) as bar:
         for chunk in _chunks(model, task, places, settings):

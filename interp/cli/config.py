@@ -58,13 +58,11 @@ class PatchSweep(Asked):
     draws: int = Field(10, description="Of trace: draws of noise, over which values are averaged.", ge=1)
 
 
-class Batch(BaseModel):
+class Batch(options.Opening):
     """What a file says beside its sweeps."""
 
     sweep: ClassVar[type[Asked]]
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
-    device: str | None = None
-    dtype: str = "float32"
     out: str | None = Field(None, description="Name of the run, or what the runs' names begin with.")
     workspace: str = str(options.WORKSPACE)
     overwrite: bool = False

@@ -30,6 +30,7 @@ Name = Annotated[str, typer.Argument(help="A direction: a run of interp directio
 
 
 @app.command()
+@options.opens
 def find(
     positive: Annotated[Path | None, typer.Option(help="A text file, a prompt a line.")] = None,
     negative: Annotated[Path | None, typer.Option(help="A text file, a prompt a line.")] = None,
@@ -47,8 +48,8 @@ def find(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Along which line of the residual stream do two sets of prompts differ? Found at the site that tells them apart
     best, judged on prompts held out, beside random directions and shuffled labels.
@@ -66,7 +67,7 @@ def find(
     import interp
     from interp.cli import editing
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     prompts = None if task is None else interp.load_task(task, loaded, n=n, seed=seed)
     found = interp.find_direction(
         loaded, positive if prompts is None else prompts, negative, site=site.split(","), method=method,
@@ -125,6 +126,7 @@ def _report(path: Path, found: Direction) -> None:
 
 
 @app.command()
+@options.opens
 def test(
     name: Name,
     model: options.ModelName = "bundled",
@@ -143,8 +145,8 @@ def test(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """What does pushing along a direction do? The next token by strength of the push, beside random directions, on
     prompts it was not found on; the task with the direction projected out; perplexity on other text.
@@ -158,7 +160,7 @@ def test(
     from interp.causal import steering
     from interp.causal.directions import Direction
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     direction = Direction.load(folder, loaded)
     asked = _asked(direction, loaded, task, prompts, n, seed)
     sites = None if site is None else site.split(",")
@@ -278,6 +280,7 @@ def _test_report(path: Path, dose: DoseResponse, tables: dict[str, pd.DataFrame]
 
 
 @app.command()
+@options.opens
 def remove(
     name: Name,
     to: Annotated[Path, typer.Option(help="The Hugging Face directory to write; it must not exist.")],
@@ -286,8 +289,8 @@ def remove(
     windows: Annotated[int, typer.Option(help="Windows of that text; 0 for none.", min=0)] = 32,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     workspace: options.Workspace = options.WORKSPACE,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Take a direction out of the weights: every matrix that writes to the residual stream is made orthogonal to it.
     The result is a model folder like any other, and does what projecting it out at every write does.
@@ -298,7 +301,7 @@ def remove(
     import interp
     from interp.causal.directions import Direction
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     changed = interp.orthogonalise(loaded, Direction.load(folder, loaded), to)
     if windows:
         row = interp.perplexity(loaded, text, {"changed": changed}, n=windows, seed=seed, progress=True).table().loc[1]

@@ -40,6 +40,7 @@ Position = Annotated[int, typer.Option(help="Where the prompt is read; -1 the la
 
 
 @app.command()
+@options.opens
 def show(
     prompt: Prompt = None,
     task: TaskName = None,
@@ -56,8 +57,8 @@ def show(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """What would the model say if it stopped after each layer? Of one prompt its likeliest tokens; of a task when the
     answer emerges. With --out a run with figures and a report.
@@ -77,7 +78,7 @@ def show(
     import interp
     from interp.cli import editing
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     edits, lens = editing.read(edit, loaded, workspace), _tuned(tuned, workspace, loaded)
     if prompt is not None:
         found = interp.logit_lens(loaded, prompt, target=target, top=top, edits=edits, tuned=lens)
@@ -101,6 +102,7 @@ def show(
 
 
 @app.command()
+@options.opens
 def train(
     model: options.ModelName = "bundled",
     corpus: Annotated[
@@ -117,8 +119,8 @@ def train(
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Train a tuned lens (Belrose et al. 2023): for each layer an affine map by which it says what the output says.
     Judged beside the logit lens on text held out. Killed, the same command continues.
@@ -135,7 +137,7 @@ def train(
 
     config = TunedConfig(steps, batch_size, lr, context, n_tokens, held_out, seed)
     source = interp.Store(_folder(store, workspace / "stores")) if store else corpus or "bundled"
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     with recorded(path, "lens-train", settings, loaded, seed, overwrite):
         lens = interp.train_tuned_lens(loaded, source, config, out=path, progress=True)
         said = f'A tuned lens of "{loaded.name}", trained on {lens.about["source"]}: KL(output || lens) on what was '
@@ -145,6 +147,7 @@ def train(
 
 
 @app.command()
+@options.opens
 def attribute(
     prompt: Prompt = None,
     task: TaskName = None,
@@ -164,8 +167,8 @@ def attribute(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Which parts write the answer? The logit difference as a sum over heads, MLPs, neurons or latents, the scale of
     the last layer norm held. With --out a run with figures and a report.
@@ -182,7 +185,7 @@ def attribute(
     from interp.cli import editing
     from interp.cli.batch import dictionary
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     edits = editing.read(edit, loaded, workspace)
     dictionaries = {name: dictionary(name, str(workspace), loaded) for name in sae or []}
     prompts = interp.load_task(task, loaded, n=n, seed=seed, corruption=corruption) if task else None

@@ -46,7 +46,7 @@ def load_model(
     off, `with model.adapted(False):`. UnknownModel where there is none.
 
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
-    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes; NF4). `interp.decoder.placing` says what is then not offered.
+    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes, NF4). `interp.decoder.placing` says what is not offered.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
