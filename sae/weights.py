@@ -52,7 +52,7 @@ def to_residual(dct: Dictionary, model: Model, latents: slice = slice(None)) -> 
 def last_norm(model: Model, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """`x` through the weights of the model's last norm, without its bias and without dividing by the scale."""
     norm, kind = model.bridge.ln_final, model.bridge.cfg.normalization_type
-    with as_numbers(norm):
+    with as_numbers(model, norm):
         weight = getattr(norm, "weight", None) if kind else None
     if weight is not None and getattr(model.bridge.cfg, "rmsnorm_uses_offset", False):
         weight = 1 + weight  # Gemma

@@ -87,6 +87,23 @@ def test_the_check_has_no_wrong_line_and_what_reads_all_weights_is_refused(both)
         next(read(both[1]))
 
 
+def test_in_half_precision_the_numbers_are_rounded_to_it(both):
+    import interp
+
+    lines = interp.check(interp.load_model(both[1].name, quantize=both[1].quantisation[:4], dtype="bfloat16")).lines
+    assert not [line for line in lines if line.verdict == "WRONG"]
+
+
+def test_matrices_that_hooks_would_take_apart_are_refused_by_name(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="8 and 4 bits take bitsandbytes")
+    from interp.decoder.loading import load_model
+    from interp.errors import InputError
+
+    folder = build("GPT-2", tmp_path / "model")
+    with pytest.raises(InputError, match="queries, keys and values in one matrix .transformer.h.0.attn.c_attn."):
+        load_model(str(folder), quantize="4bit")
+
+
 def test_a_run_says_what_is_quantised(tiny_dir, tmp_path):
     pytest.importorskip("bitsandbytes", reason="8 and 4 bits take bitsandbytes")
     from interp.cli import main

@@ -139,6 +139,7 @@ def _load_hugging_face(
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
     if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
         raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
+    quantised.check_split(name, hf)
     quantised.multiply_exactly(hf.eval())
     live = None
     if adapter is not None:

@@ -72,7 +72,7 @@ def _read(model: Model, layer: int, part: str, name: str, inner: str) -> Tensor 
     owner = getattr(model.bridge.blocks[layer], part)
     if not model.unread or inner not in owner._modules:
         return getattr(owner, name, None)
-    with as_numbers(owner._modules[inner]):
+    with as_numbers(model, owner._modules[inner]):
         found = owner._modules[inner].bias if name == "b_out" else getattr(owner, name)  # b_out is kept from the start
         return None if found is None else found.detach().clone().to(model.device)
 

@@ -147,7 +147,7 @@ def needs_gradients(model: Model, what: str) -> None:
 
 
 @contextmanager
-def as_numbers(module: Module) -> Iterator[None]:
+def as_numbers(model: Model, module: Module) -> Iterator[None]:
     """Inside the block the weights within `module` can be read: from disk they are fetched, of codes the numbers made.
     InputError for codes that are not bitsandbytes'."""
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def as_numbers(module: Module) -> Iterator[None]:
                 stack.enter_context(align_module_device(layer))
             if quantised.is_quantised(layer):
                 kept = layer.weight
-                value = quantised.numbers(layer, torch.get_default_dtype())
+                value = quantised.numbers(layer, model.dtype)
                 layer._parameters["weight"] = torch.nn.Parameter(value, requires_grad=False)
                 stack.callback(layer._parameters.__setitem__, "weight", kept)
         yield
