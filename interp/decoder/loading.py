@@ -123,17 +123,17 @@ def _load_hugging_face(
     else:
         enable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         families.check_config(name, config)
         if not where:
             memory.check_room(name, config, device, dtype, stored=stored)
         hf, loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True,
-            output_loading_info=True, **where,
+            output_loading_info=True, trust_remote_code=False, **where,
         )  # fmt: skip
         families.check_weights(name, loaded["missing_keys"])
         named = folder is None or has_tokenizer(folder)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if named else None
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False) if named else None
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
