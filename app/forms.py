@@ -23,11 +23,13 @@ from typer.models import ArgumentInfo
 from app.files import inside
 from interp.errors import InputError, MissingFile, UnknownName, nearest
 
-NEVER = frozenset({"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to"})
+NEVER = frozenset(
+    {"config", "find", "workspace", "out", "overwrite", "shard", "dry_run", "schema", "log_to", "offload"}
+)
 """Options that a form does not offer: the workspace is the app's, the name has a box of its own, nothing is replaced,
-and no log goes to another machine."""
+no log goes to another machine and no weights to another folder."""
 FILES = frozenset(
-    {"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "prompts", "labels"}
+    {"model", "task", "text", "reference", "labelled", "corpus", "positive", "negative", "prompts", "labels", "adapter"}
 )
 """Options whose value may be a file or a folder of the workspace."""
 TEXTS = frozenset({"prompt"})

@@ -31,6 +31,7 @@ from interp.causal.finished import Finished, Sum
 from interp.data.tasks import Task
 from interp.decoder.hooks import Edit, captured
 from interp.decoder.model import Model
+from interp.decoder.placing import needs_gradients
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
@@ -81,6 +82,7 @@ def node_scores(
 
     Two forward passes and a backward one for "atp"; for "ig" `steps` forward and backward ones for each dictionary.
     """
+    needs_gradients(model, settings.method)
     total = Sum(finished, "nodes", (places[-1].error + 1,))
     with Progress("attributing nodes", len(task), progress, done=total.done) as bar:
         for chunk in _chunks(model, task, places, settings, total):

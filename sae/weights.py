@@ -16,7 +16,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.decoder import parts
 from interp.decoder.model import Model
+from interp.decoder.placing import as_numbers
 from interp.decoder.sites import layer_of, short
 from sae.dictionary import Dictionary
 
@@ -43,15 +45,15 @@ def to_residual(dct: Dictionary, model: Model, latents: slice = slice(None)) -> 
     if kind in DIRECT:
         return rows
     if kind == "z":
-        W_O = model.bridge.blocks[layer].attn.W_O.float()
-        return rows @ rearrange(W_O, "head d_head d_model -> (head d_head) d_model")
-    return rows @ model.bridge.blocks[layer].mlp.W_out.float() if kind == "post" else None
+        return rows @ rearrange(parts.head_matrix(model, layer).float(), "head d_head d_model -> (head d_head) d_model")
+    return rows @ parts.mlp_matrix(model, layer).float() if kind == "post" else None
 
 
 def last_norm(model: Model, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """`x` through the weights of the model's last norm, without its bias and without dividing by the scale."""
     norm, kind = model.bridge.ln_final, model.bridge.cfg.normalization_type
-    weight = getattr(norm, "weight", None) if kind else None
+    with as_numbers(model, norm):
+        weight = getattr(norm, "weight", None) if kind else None
     if weight is not None and getattr(model.bridge.cfg, "rmsnorm_uses_offset", False):
         weight = 1 + weight  # Gemma
     if kind and kind.startswith("LN"):

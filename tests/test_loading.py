@@ -55,6 +55,25 @@ def test_wrong_dtype_device_and_broken_config_are_input_errors(tiny_dir, tmp_pat
         load_model(str(tmp_path))
 
 
+def test_code_that_comes_with_a_model_is_never_run(tiny_dir, tmp_path, monkeypatch):
+    """transformers would ask on the terminal whether to run it."""
+    from interp import load_model
+    from interp.decoder.sources import config_of
+    from interp.errors import UnknownModel
+
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asked on the terminal"))
+    folder = shutil.copytree(tiny_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    for read in (load_model, config_of):
+        with pytest.raises(UnknownModel) as error:
+            read(str(folder))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_too_many_positions_is_an_input_error(tiny_model):
     from interp import InputError
 

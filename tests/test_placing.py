@@ -64,8 +64,40 @@ def test_an_ablation_sweep_and_generation_are_the_same_with_weights_on_disk(both
     assert written[0].table().equals(written[1].table())
 
 
-def test_what_reads_weights_on_disk_is_refused_by_name(both):
-    from interp.decoder import parts
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_slopes_and_edges_are_the_same_with_weights_on_disk(both, method):
+    import interp
+    from interp.causal.attribution import edge_scores
+    from interp.data.tasks import Prompt, Task
+
+    rows = TOKENS.tolist()
+    task = Task("pairs", [Prompt(row, [(8, 3)], row[:3] + [7] + row[4:], 5, {"end": 8}) for row in rows])
+    whole, spread = (edge_scores(model, task, method=method) for model in both)
+    assert abs(whole).max() > 0.01 and whole == pytest.approx(spread, abs=1e-6)
+    one, two = (interp.attribute(model, task).table().effect.to_numpy() for model in both)
+    assert one == pytest.approx(two, abs=1e-6)  # float32, the fused kernel's order
+
+
+def test_slopes_through_more_than_fits_are_refused_before_a_pass(both, monkeypatch):
+    import interp
+    from interp.data.tasks import Prompt, Task
+    from interp.decoder import memory
+    from interp.errors import InputError
+
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    task = Task("pairs", [Prompt(TOKENS[0].tolist(), [(8, 3)], TOKENS[1].tolist(), 5, {"end": 8})])
+    with pytest.raises(InputError, match="attribution patching takes gradients, which hold all weights .* on disk"):
+        interp.attribute(both[1], task)
+
+
+def test_direct_attribution_is_the_same_with_weights_on_disk(both):
+    import interp
+
+    one, two = (interp.attribute_logits(model, TOKENS[0].tolist(), answer=3, wrong=5).rows for model in both)
+    assert one.contribution.to_numpy() == pytest.approx(two.contribution.to_numpy(), abs=1e-5)
+
+
+def test_what_reads_all_weights_is_refused_by_name_where_they_are_on_disk(both):
     from interp.decoder.weights import replaced
     from interp.errors import InputError
     from interp.lenses.weights import read
@@ -73,22 +105,43 @@ def test_what_reads_weights_on_disk_is_refused_by_name(both):
     spread = both[1]
     with pytest.raises(InputError, match="a circuit of weights reads the weights of .* not all in memory"):
         next(read(spread))
-    with pytest.raises(InputError, match="what single heads write"):
-        parts.head_outputs(spread, 0, torch.zeros(1, 2, 4, 8))
     with pytest.raises(InputError, match="other weights in their place"), replaced(spread, {}, "x"):
         pass
 
 
-def test_quantised_weights_are_refused_where_they_would_be_read(tiny_dir):
-    from interp.decoder import parts, placing
+def test_two_models_on_disk_do_not_read_each_others_weights(tmp_path):
+    """Of experts, which transformers joins, the weights are written to the folder of offloaded ones."""
+    pytest.importorskip("accelerate", reason="device auto takes accelerate")
+    import gc
+
+    from interp.decoder.loading import load_model
+
+    folder, off = build("Mixtral", tmp_path / "a"), tmp_path / "off"
+    other = load_model(str(folder)).plain
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.1
+    other.save_pretrained(tmp_path / "b")
+    where = {"device": "auto", "max_memory": {"cpu": 60_000}, "offload": off}
+    first = load_model(str(folder), **where)
+    second = load_model(str(tmp_path / "b"), **where)
+    with torch.no_grad():
+        assert torch.equal(first(TOKENS), load_model(str(folder))(TOKENS))
+        assert torch.equal(second(TOKENS), load_model(str(tmp_path / "b"))(TOKENS))
+    assert "disk" in first.where and len(list(off.iterdir())) == 2
+    del first, second
+    gc.collect()
+    assert not list(off.iterdir())
+
+
+@pytest.mark.parametrize("budget", [{"cpu": "much"}, {"gpu": "20GB"}, {0: "20"}])
+def test_a_budget_that_is_none_is_one_line(budget, tiny_dir):
+    pytest.importorskip("accelerate", reason="device auto takes accelerate")
     from interp.decoder.loading import load_model
     from interp.errors import InputError
 
-    model = load_model(str(tiny_dir))
-    model.plain.is_quantized = True  # as transformers marks them
-    model.unread = placing.unread(model.plain)
-    with pytest.raises(InputError, match="W_Q of heads reads the weights of .* which are quantised"):
-        parts.weights(model, 0, "q")
+    with pytest.raises(InputError, match="0=20GB,cpu=60GB is right"):
+        load_model(str(tiny_dir), device="auto", max_memory=budget)
 
 
 def test_what_is_not_installed_is_said_in_one_line(tiny_dir, monkeypatch, capsys):
@@ -105,15 +158,3 @@ def test_what_is_not_installed_is_said_in_one_line(tiny_dir, monkeypatch, capsys
     assert "takes bitsandbytes, which is not installed" in capsys.readouterr().err
     assert main(["model", "info", str(tiny_dir), "--quantize", "3bit"]) == 2
     assert "unknown quantisation" in capsys.readouterr().err
-
-
-def test_quantised_without_a_gpu_is_refused(tiny_dir, monkeypatch):
-    import importlib.util
-
-    from interp.decoder.loading import load_model
-    from interp.errors import InputError
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="takes a CUDA GPU"):
-        load_model(str(tiny_dir), quantize="8bit")

@@ -25,6 +25,7 @@ from interp.causal.places import positions_of
 from interp.data.tasks import Task
 from interp.decoder.hooks import captured, edited
 from interp.decoder.model import Model
+from interp.decoder.placing import needs_gradients
 from interp.decoder.sites import LAYER_SITES, expand, layer_site
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
 from interp.progress import Progress
@@ -41,6 +42,7 @@ def attribute(
     Positive moves the metric up; `normalized` is 0 as corrupted, 1 as clean. `fix_qk`: AtP*'s queries and keys; a pass
     more, for keys by position one for each position. InputError for a metric without a slope.
     """
+    needs_gradients(model, "attribution patching")
     metric = metric or task.default_metric
     check_metric(metric, task, at_clean=method == "noise")
     if site not in LAYER_SITES or site == "pattern":

@@ -33,6 +33,7 @@ from interp.data.tasks import Task
 from interp.decoder import parts
 from interp.decoder.hooks import Edit, Enough, captured, edited
 from interp.decoder.model import Model
+from interp.decoder.placing import needs_gradients
 from interp.decoder.sites import layer_site
 from interp.errors import InputError, NotFinite, UnknownName, nearest
 from interp.plots import LOWER_IS_BETTER
@@ -160,6 +161,7 @@ def edge_scores(
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, METHODS)}.')
     if steps < 2:
         raise InputError(f"{steps} steps given: both ends are among them, so 2 or more.")
+    needs_gradients(model, method)
     metric = metric or task.default_metric
     check_metric(metric, task, at_clean=method == "eap")
     graph = Graph.of(model)

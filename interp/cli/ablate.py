@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @with_defaults(Config)
+@options.opens
 def ablate(
     config: options.ConfigFile = None,
     model: options.ModelFlag = None,
@@ -38,17 +39,18 @@ def ablate(
     out: options.Out = None,
     workspace: options.WorkspaceFlag = None,
     overwrite: options.OverwriteFlag = None,
-    device: options.Device = None,
-    dtype: options.DtypeFlag = None,
     shard: options.Shard = None,
     dry_run: options.DryRun = False,
     schema: options.Schema = False,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Which components does the behaviour need? Replace each alone; write the effects, with 95% intervals, to a run.
 
     Example: interp ablate --task ioi --components heads --method mean --metric logit_diff --n 200 --out ioi-heads
     """
-    flags = {key: value for key, value in locals().items() if key not in ("config", "shard", "dry_run", "schema")}
+    own = ("config", "shard", "dry_run", "schema", "opening")
+    flags = {key: value for key, value in locals().items() if key not in ("own", *own)} | opening.given()
     if schema:
         print(json.dumps(file_schema(Config), indent=2))
     else:

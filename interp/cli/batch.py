@@ -52,9 +52,8 @@ def batch(
         c.device = _device_of_rank(int(os.environ["LOCAL_RANK"]))
     paths = _places(command.name, c, sweeps, part)
     todo = [] if dry_run else _unfinished(c, paths)
-    import interp
 
-    model = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    model = c.load(c.model)
     tasks = [task_of(sweep.task, model, sweep) for sweep in sweeps]
     settings = [command.settings(sweep, c, model, task) for sweep, task in zip(sweeps, tasks, strict=True)]
     plans = [command.plan(model, task, given) for task, given in zip(tasks, settings, strict=True)]  # all is checked
@@ -152,7 +151,7 @@ def _run(
     """One sweep into its run. Killed, the same command goes on where it was."""
     from interp.causal.finished import Finished
 
-    config = sweep.model_dump() | {"model": c.model, "dtype": c.dtype} | ({"shard": list(part)} if part else {})
+    config = sweep.model_dump() | {"model": c.model} | c.kept() | ({"shard": list(part)} if part else {})
     with recorded(path, command.name, config, model, sweep.seed, c.overwrite):
         finished = Finished(path / "unfinished")
         try:

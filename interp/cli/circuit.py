@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from interp import runs
 from interp.cli import options
@@ -27,10 +27,9 @@ app = typer.Typer(help="Circuits: find, score, show, compare, features.", no_arg
 Name = Annotated[str, typer.Argument(help="A run's name, its folder, or a circuit.json (MIB's too).")]
 
 
-class Find(BaseModel):
+class Find(options.Opening):
     """The file of `interp circuit find`."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
     task: str = Field("ioi", description="ioi, ..., or prompt pairs (.jsonl).")
     method: str = Field("eap-ig", description="eap, eap-ig, eap-ig-activations, exact, acdc or greedy.")
@@ -44,8 +43,6 @@ class Find(BaseModel):
     verify: int = Field(0, description="Hold this many random edges' scores against exact patching.", ge=0)
     seed: int = Field(0, description="Of the prompts drawn, random circuits and the bootstrap.")
     force: bool = Field(False, description="Go on where the model cannot do the task.")
-    device: str | None = None
-    dtype: str = "float32"
     out: str | None = Field(None, description="Name of the run.")
     workspace: str = str(options.WORKSPACE)
     overwrite: bool = False
@@ -53,6 +50,7 @@ class Find(BaseModel):
 
 @app.command()
 @with_defaults(Find)
+@options.opens
 def find(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help='"bundled", a local directory, or a name on the hub.')] = None,
@@ -73,20 +71,19 @@ def find(
     out: options.Out = None,
     workspace: Annotated[str | None, typer.Option(help="The folder with runs/, stores/ and saes/.")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace what is finished.")] = None,
-    device: options.Device = None,
-    dtype: Annotated[str | None, typer.Option(help="What the model computes in.")] = None,
+    *,
+    opening: options.Opening,
 ) -> None:
     """With which edges does the model do the task? Score all, keep the strongest, judge them on other prompts.
 
     Example: interp circuit find --task ioi --method eap-ig --n-edges 75 --n 100 --verify 200 --out ioi-circuit
     """
-    flags = {key: value for key, value in locals().items() if key != "config"}
+    flags = {key: value for key, value in locals().items() if key not in ("config", "opening")} | opening.given()
     c = read_settings(Find, config, flags)
     path = runs.place(Path(c.workspace), "runs", c.out, "circuit")
     runs.check_free(path, c.overwrite)
-    import interp
 
-    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    loaded = c.load(c.model)
     circuit, curve, verdict = search(path, loaded, c)
     _say(circuit, curve, verdict)
     print(f"-> {path / 'circuit.json'}, {path / 'report.html'}")
@@ -100,7 +97,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
     from interp.causal.verdicts import verify as held
 
     prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
-    settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
+    settings = c.model_dump(exclude={"out", "workspace", "overwrite", *options.OPENING}) | c.kept()
     with recorded(path, "circuit", settings, loaded, c.seed, c.overwrite):
         finished = Finished(path / "unfinished")
         try:
@@ -135,6 +132,7 @@ def search(path: Path, loaded: Model, c: Find) -> tuple[Circuit, Curve, str]:
 
 
 @app.command()
+@options.opens
 def score(
     circuit: Name,
     model: Annotated[str | None, typer.Option(help="The model it is of, if that is not recorded.")] = None,
@@ -146,8 +144,8 @@ def score(
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """How much of the behaviour does the circuit hold? Faithfulness by size, CPR and CMD, beside random circuits.
 
@@ -163,11 +161,11 @@ def score(
     import interp
     from interp.causal.finished import Finished
 
-    loaded = interp.load_model(name, device=device, dtype=dtype)
+    loaded = opening.load(name)
     found = found.on(loaded)
     prompts = interp.load_task(task or about, loaded, n=n, seed=seed)
     settings = {"circuit": circuit, "model": name, "task": task or about, "metric": metric, "baseline": baseline,
-                "n": n, "seed": seed, "dtype": dtype}  # fmt: skip
+                "n": n, "seed": seed} | opening.kept()  # fmt: skip
     with recorded(path, "circuit-score", settings, loaded, seed, overwrite):
         finished = Finished(path / "unfinished")
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,10 +19,10 @@ SHOWN = 8
 """Components printed, those of the largest differences."""
 
 
+@options.opens
 def compare(
     a: Annotated[str, typer.Argument(help="A model: the base, or the earlier checkpoint.")],
     b: Annotated[str | None, typer.Argument(help="Another of its shape; left out with --adapter.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="B is A with this LoRA.")] = None,
     task: Annotated[str, typer.Option(help="ioi, agreement, ..., a .jsonl of prompt pairs, or text:PATH.")] = "ioi",
     corruption: options.Corruption = None,
     components: Annotated[str, typer.Option(help="heads, mlps, L3H5, ...; both sets if not given.")] = "",
@@ -39,14 +38,15 @@ def compare(
     out: Annotated[str | None, typer.Option(help="Keep it as a run of this name; else it is only printed.")] = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """The same ablations of two models on the same prompts: for each component effect in B - effect in A, paired, with
     95% intervals; with --along the way from A to B.
 
     Example: interp compare bundled my-finetune --task ioi --n 200 --along 5 --text bundled --out tuned
     """
+    adapter = opening.adapter  # of B alone
     if (b is None) == (adapter is None):
         raise InputError("give two models, or one and --adapter DIR: interp compare bundled my-finetune.")
     if text is not None and along is None:
@@ -55,17 +55,15 @@ def compare(
     if place is not None:
         runs.check_free(place, overwrite)
     config = {
-        "a": a, "b": b, "adapter": None if adapter is None else str(adapter), "task": task, "corruption": corruption,
+        "a": a, "b": b, "adapter": adapter, "task": task, "corruption": corruption,
         "components": components or "heads,mlps", "method": method, "metric": metric, "n": n, "along": along,
-        "path": path, "text": text, "dtype": dtype,
-    }  # fmt: skip
-    import interp
+        "path": path, "text": text,
+    } | opening.kept()  # fmt: skip
     from interp.causal import comparing
     from interp.cli.batch import task_of
     from interp.cli.config import Asked
 
-    one = interp.load_model(a, device=device, dtype=dtype)
-    two = interp.load_model(b or a, device=device, dtype=dtype, adapter=adapter)
+    one, two = opening.load(a, adapter=None), opening.load(b or a)
     asked = Asked(task=task, corruption=corruption, n=n, seed=seed)
     tasks = [task_of(task, one, asked)]
     tasks += [] if text is None else [task_of(f"text:{text}", one, Asked(seed=seed))]

@@ -25,7 +25,7 @@ def with_defaults(form: type[BaseModel]) -> Callable[[Told], Told]:
 
     def told(command: Told) -> Told:
         hints = get_type_hints(command, include_extras=True)
-        for name in hints.keys() & form.model_fields.keys():
+        for name in (hints.keys() & form.model_fields.keys()) - set(options.OPENING):
             default = form.model_fields[name].default
             if default is not None and not isinstance(default, bool | list | dict):
                 kind, option = get_args(hints[name])
@@ -83,13 +83,11 @@ class PatchSweep(Asked):
     draws: int = Field(10, description="Of trace: draws of noise, over which values are averaged.", ge=1)
 
 
-class Batch(BaseModel):
+class Batch(options.Opening):
     """What a file says beside its sweeps."""
 
     sweep: ClassVar[type[Asked]]
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
-    device: str | None = None
-    dtype: str = "float32"
     out: str | None = Field(None, description="Name of the run, or what the runs' names begin with.")
     workspace: str = str(options.WORKSPACE)
     overwrite: bool = False

@@ -11,7 +11,7 @@ from pydantic import Field
 from interp import runs
 from interp.cli import options, pushing
 from interp.cli.flags import Look, command
-from interp.cli.keeping import place, settings
+from interp.cli.keeping import place
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,19 +59,20 @@ def find(c: Find) -> None:
     }  # fmt: skip
     prompts = None
     if c.store is not None:
+        c.check_none("rows of a store are read, no model is opened")
         store = interp.Store(Path(c.store) if Path(c.store).is_dir() else c.workspace / "stores" / c.store)
         found, made_with, device = interp.find_direction(store, c.labels, **told), store.model, "cpu"
     else:
-        loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+        loaded = c.load(c.model)
         prompts = None if c.task is None else interp.load_task(c.task, loaded, n=c.n, seed=c.seed)
         found = interp.find_direction(
             loaded, prompts or c.positive, c.negative, position=_position(c.position, prompts is not None),
             paired=c.paired, edits=editing.read(c.edit, loaded, c.workspace), **told,
         )  # fmt: skip
-        made_with, device = loaded.provenance(), str(loaded.device)
+        made_with, device = loaded.provenance(), loaded.where
     if path is not None:
         with runs.recording(
-            path, kind="direction", config=settings(c.model_dump()), model=made_with, seed=c.seed, device=device,
+            path, kind="direction", config=c.asked(), model=made_with, seed=c.seed, device=device,
             overwrite=c.overwrite,
         ):  # fmt: skip
             found.save(path)
@@ -143,6 +144,7 @@ app.command()(pushing.test)
 
 
 @app.command()
+@options.opens
 def remove(
     name: Annotated[str, typer.Argument(help=pushing.A_DIRECTION)],
     to: Annotated[Path, typer.Option(help="The Hugging Face directory to write; it must not exist.")],
@@ -151,8 +153,8 @@ def remove(
     windows: Annotated[int, typer.Option(help="Windows of that text; 0 for none, -1 for all of it.", min=-1)] = 32,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     workspace: options.Workspace = options.WORKSPACE,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Take a direction out of the weights: every matrix that writes to the residual stream is made orthogonal to it.
     The result is a model folder like any other, and does what projecting it out at every write does.
@@ -163,7 +165,7 @@ def remove(
     import interp
     from interp.causal.directions import Direction
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     if windows:
         pushing.check_text(loaded, text)
     changed = interp.orthogonalise(loaded, Direction.load(folder, loaded), to, progress=True)

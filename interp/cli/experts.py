@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from interp.lenses.routing import Routing
 
 
+@options.opens
 def experts(
     model: options.ModelName,
     text: Annotated[str, typer.Option(help='A file, a glob, or "bundled".')] = "bundled",
@@ -31,8 +32,8 @@ def experts(
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """The load of each expert by class of token: the share of the class that is sent to it, with a 95% interval. With
     --out, a run with the table and its figure. What an expert does to the loss: interp ablate --components experts.
@@ -46,7 +47,7 @@ def experts(
     from interp.data.classes import classes as masks
     from interp.data.classes import text_task
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     if task is None:
         prompts = text_task(loaded, text, n=n, context=context)
     else:

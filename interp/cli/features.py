@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from interp import runs
 from interp.cli import options
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from sae.circuits import FeatureCircuit, Verdict
 
 
-class Features(BaseModel):
+class Features(options.Opening):
     """The file of `interp circuit features`."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str = Field("bundled", description='"bundled", a local directory, or a name on the hub.')
     task: str = Field("ioi", description="ioi, ..., or prompt pairs (.jsonl).")
     sae: list[str] = Field([], description="Dictionaries: names in <workspace>/saes, or folders.")
@@ -37,14 +36,13 @@ class Features(BaseModel):
     verify: int = Field(0, description="Hold this many random nodes' scores against exact patching.", ge=0)
     seed: int = Field(0, description="Of the prompts drawn, random node sets and the bootstrap.")
     force: bool = Field(False, description="Go on where the model cannot do the task.")
-    device: str | None = None
-    dtype: str = "float32"
     out: str | None = Field(None, description="Name of the run.")
     workspace: str = str(options.WORKSPACE)
     overwrite: bool = False
 
 
 @with_defaults(Features)
+@options.opens
 def features(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help='"bundled", a local directory, or a name on the hub.')] = None,
@@ -67,15 +65,15 @@ def features(
     out: options.Out = None,
     workspace: Annotated[str | None, typer.Option(help="The folder with runs/, stores/ and saes/.")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace what is finished.")] = None,
-    device: options.Device = None,
-    dtype: Annotated[str | None, typer.Option(help="What the model computes in.")] = None,
+    *,
+    opening: options.Opening,
 ) -> None:
     """With which latents does the model do the task? Score latents and errors of dictionaries, keep the strongest,
     judge them on other prompts beside random ones.
 
     Example: interp circuit features --task ioi --sae demo --n-nodes 50 --n 100 --out ioi-features
     """
-    flags = {key: value for key, value in locals().items() if key != "config"}
+    flags = {key: value for key, value in locals().items() if key not in ("config", "opening")} | opening.given()
     c = read_settings(Features, config, flags)
     path = runs.place(Path(c.workspace), "runs", c.out, "circuit-features")
     runs.check_free(path, c.overwrite)
@@ -84,14 +82,13 @@ def features(
     folders = [find(Path(c.workspace), "saes", name) for name in c.sae]
     if len({folder.name for folder in folders}) < len(folders):
         raise InputError(f"dictionaries {', '.join(c.sae)}: each has a name of its own, by which its nodes are called.")
-    import interp
     import sae as library
     from interp.causal.finished import Finished
 
     dictionaries = {folder.name: library.load(folder) for folder in folders}
-    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    loaded = c.load(c.model)
     prompts, others = two_sets(loaded, c.task, c.n, c.seed, c.baseline)
-    settings = c.model_dump(exclude={"out", "workspace", "overwrite", "device"})
+    settings = c.model_dump(exclude={"out", "workspace", "overwrite", *options.OPENING}) | c.kept()
     with recorded(path, "circuit-features", settings, loaded, c.seed, c.overwrite):
         finished = Finished(path / "unfinished")
         going: dict[str, Any] = {"seed": c.seed, "progress": True, "finished": finished}

@@ -15,11 +15,12 @@ from pydantic.fields import FieldInfo
 from interp import runs
 from interp.cli import options
 from interp.cli.config import read_settings
+from interp.cli.keeping import settings
 
 Form = TypeVar("Form", bound=BaseModel)
 
 
-class Look(BaseModel):
+class Look(options.Opening):
     """What every command that looks at a model is told."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -30,8 +31,10 @@ class Look(BaseModel):
     out: str | None = Field(None, description="Keep it as a run of this name; else it is only printed.")
     workspace: Path = Field(runs.WORKSPACE, description="The folder with runs/, stores/ and saes/.")
     overwrite: bool = Field(False, description="Replace what is finished.")
-    device: str | None = Field(None, description="cpu, cuda, ..., or auto (spread); the GPU where there is one.")
-    dtype: str = Field("float32", description="What the model computes in: float32, bfloat16, float16, float64.")
+
+    def asked(self) -> dict[str, Any]:
+        """What run.json's config says: everything but where the result goes and what it was computed on."""
+        return settings(self.model_dump(exclude=set(options.OPENING)) | {"opening": self})
 
 
 def command(form: type[Form], *, argument: str = "") -> Callable[[Callable[[Form], None]], Callable[..., None]]:

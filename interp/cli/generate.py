@@ -20,6 +20,7 @@ SHOWN = 20
 """Prompts printed, and shown token by token in the report."""
 
 
+@options.opens
 def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="Texts to go on from.", show_default=False)] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line, in place of the texts.")] = None,
@@ -41,8 +42,8 @@ def generate(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Continue texts. With --edit the edited continuation stands beside the one of the same seed without edits, with
     KL(edited || baseline) of each next token.
@@ -54,7 +55,7 @@ def generate(
     import interp
     from interp.cli import editing
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     settings: dict[str, Any] = {
         "n": n, "best_of": best_of, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "seed": seed, "where": _where(where), "patterns": patterns,
@@ -63,7 +64,7 @@ def generate(
     if path is None:
         _say(interp.generate(loaded, texts, edits=edits, progress=True, **settings))
         return
-    config = settings | {"model": model, "dtype": dtype, "edit": list(edit or []), "prompts": texts}
+    config = settings | opening.kept() | {"model": model, "edit": list(edit or []), "prompts": texts}
     with recorded(path, "generate", config, loaded, seed, overwrite) as run:
         made = interp.generate(loaded, texts, edits=edits, progress=True, **settings)
         made.save(path)

@@ -41,6 +41,7 @@ class _Found:
                 one.save(path)
 
 
+@options.opens
 def heads(
     model: options.ModelName = "bundled",
     text: Annotated[str | None, typer.Option(help="A text of which patterns are shown; else a repeated one.")] = None,
@@ -58,8 +59,8 @@ def heads(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """What kind of head is each: previous-token, induction, duplicate-token, first-token? With --out, a run with maps,
     patterns and a report; else the strongest of each kind are printed.
@@ -72,13 +73,12 @@ def heads(
         raise InputError(
             "--ablate is of random tokens repeated and of the model as it is: without --edit and --corpus."
         )
-    import interp
     from interp.cli import editing
     from interp.lenses.eigenvalues import check_embedding
 
     check_embedding(embedding)
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     edits = editing.read(edit, loaded, workspace)
     found = _measure(loaded, settings, edits)
     _say(found)

@@ -11,12 +11,12 @@ from interp import runs
 if TYPE_CHECKING:
     from interp.decoder.model import Model
 
-_NOT_KEPT = ("out", "workspace", "overwrite", "device")
+_NOT_KEPT = ("out", "workspace", "overwrite", "opening")
 
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
     """A command's `locals()` at its first line, but for where the result goes and what it runs on."""
-    kept = {key: value for key, value in given.items() if key not in _NOT_KEPT}
+    kept = {key: value for key, value in given.items() if key not in _NOT_KEPT} | given["opening"].kept()
     return {key: str(value) if isinstance(value, Path) else value for key, value in kept.items()}
 
 

@@ -97,7 +97,7 @@ def show(c: Show) -> None:
     import interp
     from interp.cli import editing
 
-    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    loaded = c.load(c.model)
     edits, lens = editing.read(c.edit, loaded, c.workspace), _tuned(c.tuned, c.workspace, loaded)
     if c.prompt is not None:
         prompts, position = None, _position(loaded, c.prompt, -1 if c.position is None else c.position)
@@ -110,7 +110,7 @@ def show(c: Show) -> None:
         found = interp.lens_curve(loaded, prompts, edits=edits, tuned=lens, seed=c.seed, progress=True)
         _say_curve(found)
     if path is not None:
-        with recorded(path, "lens", settings(c.model_dump()), loaded, c.seed, c.overwrite):
+        with recorded(path, "lens", c.asked(), loaded, c.seed, c.overwrite):
             found.save(path)
             if prompts is None:
                 _report(path, _about(found), [found.figure(colour, last=64)], found.rows.drop(columns="top_id"))
@@ -122,6 +122,7 @@ def show(c: Show) -> None:
 
 
 @app.command()
+@options.opens
 def train(
     model: options.ModelName = "bundled",
     corpus: Annotated[
@@ -138,8 +139,8 @@ def train(
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Train a tuned lens (Belrose et al. 2023): for each layer an affine map by which it says what the output says.
     Judged beside the logit lens on text held out. Killed, the same command continues.
@@ -156,7 +157,7 @@ def train(
 
     config = TunedConfig(steps, batch_size, lr, context, n_tokens, held_out, seed)
     source = interp.Store(_folder(store, workspace / "stores")) if store else corpus or "bundled"
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     with recorded(path, "lens-train", given, loaded, seed, overwrite):
         lens = interp.train_tuned_lens(loaded, source, config, out=path, progress=True)
         said = f'A tuned lens of "{loaded.name}", trained on {lens.about["source"]}: KL(output || lens) on what was '
@@ -180,7 +181,7 @@ def attribute(c: Attribute) -> None:
     from interp.cli import editing
     from interp.cli.batch import dictionary
 
-    loaded = interp.load_model(c.model, device=c.device, dtype=c.dtype)
+    loaded = c.load(c.model)
     edits = editing.read(c.edit, loaded, c.workspace)
     dictionaries = {name: dictionary(name, str(c.workspace), loaded) for name in c.sae}
     prompts = None
@@ -193,7 +194,7 @@ def attribute(c: Attribute) -> None:
     )  # fmt: skip
     _say_attribution(found, c.top)
     if path is not None:
-        with recorded(path, "lens-attribute", settings(c.model_dump()), loaded, c.seed, c.overwrite):
+        with recorded(path, "lens-attribute", c.asked(), loaded, c.seed, c.overwrite):
             found.save(path)
             if prompts is not None:
                 prompts.save(path / "prompts.jsonl", loaded)

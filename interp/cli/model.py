@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,36 +26,36 @@ Name = Annotated[str, typer.Argument(help='"bundled", a local directory, or a na
 
 
 @app.command()
+@options.opens
 def info(
     name: Name = "bundled",
-    adapter: Annotated[Path | None, typer.Option(help="A LoRA directory to be merged into it.")] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
-    quantize: options.Quantize = None,
     batch: Annotated[int, typer.Option(help="Prompts of the pass whose memory is estimated.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens a prompt of it.")] = 128,
     sites: Annotated[list[str] | None, typer.Option(help="What it captures: *.resid_post; may be given again.")] = None,
     weights: Annotated[bool, typer.Option(help="Read the weights; without, memory alone, from config.json.")] = True,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Sizes, fingerprint and hook points of a model, and the memory that a pass takes.
 
     Example: interp model info bundled --batch 8 --length 128
     """
-    import interp
-
     if not weights:
         from interp.decoder.loading import dtype_of
         from interp.decoder.sources import config_of
 
-        _say_memory(config_of(name), batch, length, sites or (), dtype_of(dtype), device)
+        opening.check_none("it is of weights, and --no-weights reads none")
+        _say_memory(config_of(name), batch, length, sites or (), dtype_of(opening.dtype), opening.device)
         return
-    model = interp.load_model(name, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
+    model = opening.load(name)
     if model.adapter is not None:
         print(f"LoRA on {model.adapter['base']}, merged: {model.adapter['fingerprint']}")
     print(f"{model.name}: {model.n_layers} layers, {model.n_heads} heads, d_model {model.d_model}, d_mlp {model.d_mlp}")
     for layers, mixture in _mixtures(model).items():
         print(f"{mixture.n} experts, {mixture.n_chosen} for a token, in layers {layers}")
-    print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.device}")
+    print(f"{model.d_vocab:,} tokens, {model.n_ctx} positions, {model.dtype}, on {model.where}")
+    if model.quantisation:
+        print(f"weights in {model.quantisation}")
     print(f"{model.fingerprint}, weights as trained")
     _say_memory(model, batch, length, sites or (), model.dtype, str(model.device))
     for site in model.sites:
@@ -88,16 +87,16 @@ def _mixtures(model: Model) -> dict[str, Mixture]:
 
 
 @app.command()
+@options.opens
 def check(
     name: Name = "bundled",
     length: Annotated[int, typer.Option(help="Random tokens a prompt: more than a sliding window, to try it.")] = 12,
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
-    quantize: options.Quantize = None,
     seed: options.Seed = 0,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Measure whether the workbench holds on a model: logits against plain Hugging Face, every hook point edited, what
     is built on hooks against slow loops. One line a check: ok, refused (and why), or WRONG; exit status 1 for WRONG.
@@ -110,11 +109,11 @@ def check(
     if length < 4:
         raise InputError(f"length {length} given: 4 tokens or more.")
     path = place(out, workspace, "model check", overwrite)
-    model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize)
+    model = opening.load(name)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:
-        config = {"model": name, "dtype": dtype, "length": length}
+        config = {"model": name, "length": length} | opening.kept()
         with recorded(path, "model check", config, model, seed, overwrite):
             report.save(path)
         print(f"-> {path / 'checks.parquet'}")

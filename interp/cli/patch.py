@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @with_defaults(PatchConfig)
+@options.opens
 def patch(
     config: options.ConfigFile = None,
     model: options.ModelFlag = None,
@@ -48,19 +49,19 @@ def patch(
     out: options.Out = None,
     workspace: options.WorkspaceFlag = None,
     overwrite: options.OverwriteFlag = None,
-    device: options.Device = None,
-    dtype: options.DtypeFlag = None,
     shard: options.Shard = None,
     force: Annotated[bool, typer.Option("--force", help="Go on with a task that the model cannot do.")] = False,
     dry_run: options.DryRun = False,
     schema: options.Schema = False,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Where does the answer travel? Carry activations from the clean run into the corrupted one (or back).
 
     Example: interp patch --task ioi --site resid_pre --by layer,position --n 100 --out ioi-patch
     """
-    own = ("config", "shard", "force", "dry_run", "schema")
-    flags = {key: value for key, value in locals().items() if key not in ("own", *own)}
+    own = ("config", "shard", "force", "dry_run", "schema", "opening")
+    flags = {key: value for key, value in locals().items() if key not in ("own", *own)} | opening.given()
     if schema:
         print(json.dumps(file_schema(PatchConfig), indent=2))
         return

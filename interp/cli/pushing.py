@@ -29,6 +29,7 @@ DRAWN = 10
 A_DIRECTION = "A direction: a run of interp direction find, or its folder."
 
 
+@options.opens
 def test(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help=A_DIRECTION)],
     model: options.ModelName = "bundled",
@@ -47,8 +48,8 @@ def test(
     out: options.Keep = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """What does pushing along a direction do? The next token by strength of the push, beside random directions and
     those of shuffled labels, on prompts it was not found on; the task with the direction projected out; perplexity on
@@ -63,10 +64,9 @@ def test(
     folders, doses = {name: folder(workspace, name) for name in names}, _numbers(strengths)
     if len({found.name for found in folders.values()}) < len(names):
         raise InputError(f"directions {', '.join(names)} given: each once.")
-    import interp
     from interp.causal.directions import Direction
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     directions = [Direction.load(found, loaded) for found in folders.values()]
     prompted = [_asked(direction, loaded, task, prompts, n, seed) for direction in directions]
     if windows:

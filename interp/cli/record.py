@@ -13,6 +13,7 @@ from interp.data.documents import TextSettings
 from interp.errors import InputError
 
 
+@options.opens
 def record(
     text: Annotated[
         list[str],
@@ -47,9 +48,9 @@ def record(
     out: options.Out = None,
     workspace: options.Workspace = options.WORKSPACE,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Taken by every command; text is recorded in its own order.")] = 0,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Record activations to an HDF5 store. Killed at any moment, the same command continues.
 
@@ -66,10 +67,10 @@ def record(
     )  # fmt: skip
     import interp
 
-    if device is None and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}" if _cuda() else None
+    if opening.device is None and "LOCAL_RANK" in os.environ and _cuda():
+        opening = opening.model_copy(update={"device": f"cuda:{os.environ['LOCAL_RANK']}"})
     store = interp.record(
-        interp.load_model(model, device=device, dtype=dtype), settings, sites=sites, logits=logits,
+        opening.load(model), settings, sites=sites, logits=logits,
         dtype=store_dtype, compression=compression, out=path, batch_size=batch_size, overwrite=overwrite,
     )  # fmt: skip
     print(f"{store.n_rows:,} rows at {len(store.sites + store.patterns)} sites -> {path}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp import runs
-from interp.cli.options import WORKSPACE, Device, Dtype, Out, Overwrite, Workspace
+from interp.cli import options
+from interp.cli.options import WORKSPACE, Device, Out, Overwrite, Workspace
 from interp.cli.train import train
 from interp.errors import AlreadyExists, InputError, MissingFile, nearest
 
@@ -68,6 +69,7 @@ def frontier(
 
 
 @app.command("eval")
+@options.opens
 def evaluate(
     name: Name,
     text: Annotated[
@@ -82,9 +84,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,
     workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
-    device: Device = None,
-    dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of the labelled texts that probes are tested on.")] = 0,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Measure a dictionary in its model: L0, FVU, CE loss recovered against zero and mean, KL, dead latents.
 
@@ -92,7 +94,6 @@ def evaluate(
     """
     dct = _load(workspace, name)
     import sae
-    from interp.decoder.loading import load_model
     from sae.evaluation import read_metrics
     from sae.probing import read_labelled, summary
 
@@ -100,7 +101,7 @@ def evaluate(
     if "ce_sae" in read_metrics(metrics) and not overwrite:
         raise AlreadyExists(f"{metrics} holds an evaluation: pass --overwrite to make it again.")
     pairs = None if labelled is None else read_labelled(labelled)
-    loaded = load_model(_model_name(dct, model), device=device, dtype=dtype, revision=dct.model.get("revision"))
+    loaded = opening.load(_model_name(dct, model), revision=dct.model.get("revision"))
     # probing first: it says no to its input before anything is written
     probes = None if pairs is None else sae.probe(dct, loaded, pairs, context=context, seed=seed)
     report = sae.evaluate(
@@ -119,6 +120,7 @@ def evaluate(
 
 
 @app.command()
+@options.opens
 def features(
     name: Name,
     store: Annotated[
@@ -133,9 +135,9 @@ def features(
     model: Annotated[str | None, typer.Option(help="Where the model is now; by default where it was.")] = None,
     workspace: Workspace = WORKSPACE,
     overwrite: Overwrite = False,
-    device: Device = None,
-    dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of the examples drawn at random.")] = 0,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Collect what each latent does: density, examples, histogram, neighbours, tokens raised; for the Features page.
 
@@ -145,14 +147,15 @@ def features(
         raise InputError("give --store or --text: one of the two.")
     source = None if store is None else find(workspace, "stores", store)
     dct = _load(workspace, name)
-    from interp.decoder.loading import load_model
     from sae.features import check_free, compute
 
     check_free(dct.path, overwrite)
-    where = "cpu" if text is None else device
-    loaded = load_model(_model_name(dct, model), device=where, dtype=dtype, revision=dct.model.get("revision"))
+    device = opening.device
+    if text is None and device != "auto":
+        opening = opening.model_copy(update={"device": "cpu"})  # only its unembedding is read
+    loaded = opening.load(_model_name(dct, model), revision=dct.model.get("revision"))
     found = compute(
-        dct.to(device or loaded.device), source, text=text or None, n_examples=n_examples,
+        dct.to(loaded.device if device in (None, "auto") else device), source, text=text or None, n_examples=n_examples,
         context_tokens=context_tokens, n_rows=n_rows, model=loaded, seed=seed, overwrite=overwrite,
         progress=True,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import typer
 from interp.cli import options
 
 
+@options.opens
 def task(
     name: Annotated[str, typer.Argument(help="ioi, greater_than, agreement, ..., a .jsonl or .json of prompt pairs.")],
     model: options.ModelName = "bundled",
@@ -16,8 +17,8 @@ def task(
     n: options.N = None,
     show: Annotated[int, typer.Option(help="Prompts to print.", min=0)] = 3,
     seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    *,
+    opening: options.Opening,
 ) -> None:
     """Print prompts of a task, what was left out of it, and how well the model does.
 
@@ -26,7 +27,7 @@ def task(
     import interp
     from interp.causal.sweeps import sweep
 
-    loaded = interp.load_model(model, device=device, dtype=dtype)
+    loaded = opening.load(model)
     asked = interp.load_task(name, loaded, n=n, seed=seed, corruption=corruption)
     shortest, longest = int(asked.lengths.min()), asked.length
     lengths = f"{longest} tokens" if shortest == longest else f"{shortest} to {longest} tokens"

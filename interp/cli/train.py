@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from interp import runs
 from interp.cli import options
@@ -20,11 +20,10 @@ Real = float | list[float]
 Flag = bool | list[bool]
 
 
-class Config(BaseModel):
+class Config(options.Opening):
     """The keys of the YAML file; the flags are the same with dashes. Of a key in the second part a list makes a grid:
     every combination is trained. What a key means, and its default, stands in sae/config.py."""
 
-    model_config = ConfigDict(extra="forbid")
     store: str | None = None
     model: str | None = None
     text: Text | None = None
@@ -32,8 +31,6 @@ class Config(BaseModel):
     out: str | None = None
     workspace: str = str(options.WORKSPACE)
     overwrite: bool = False
-    device: str | None = None
-    dtype: str = "float32"
     log_every: int = 10
     log_to: str | None = None
     checkpoint_every: int = 200
@@ -69,8 +66,8 @@ class Config(BaseModel):
     scale: Flag | None = None
 
 
-_OURS = ("store", "model", "text", "context", "out", "workspace", "overwrite", "device", "dtype", "log_every",
-         "log_to", "checkpoint_every")  # fmt: skip
+_OURS = ("store", "model", "text", "context", "out", "workspace", "overwrite", "log_every", "log_to",
+         "checkpoint_every", *options.OPENING)  # fmt: skip
 _SINGLE = ("n_tokens", "batch_size", "shuffle_seed", "held_out", "prefixes")
 
 
@@ -118,6 +115,7 @@ def expand(config: Config) -> dict[str, dict[str, Any]]:
     return made
 
 
+@options.opens
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML file of the flags' names.", show_default=False)] = None,
     store: Annotated[str | None, typer.Option(help="A store: a name in <workspace>/stores, or a folder.")] = None,
@@ -161,8 +159,8 @@ def train(
     out: options.Out = None,
     workspace: Annotated[str | None, typer.Option(help="The folder with runs/, stores/ and saes/.")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace what is finished.")] = None,
-    device: options.Device = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, in which dictionaries are trained.")] = None,
+    *,
+    opening: options.Opening,
 ) -> None:
     """Train a dictionary on one site of a store, or many on one pass: give a flag several values with commas. Killed at
     any moment, the same command continues.
@@ -171,11 +169,14 @@ def train(
     """
     from interp.cli.sae import find
 
-    c = read_config(config, {key: value for key, value in locals().items() if key not in ("config", "find")})
+    flags = {key: value for key, value in locals().items() if key not in ("config", "find", "opening")}
+    c = read_config(config, flags | opening.given())
     if c.dtype != "float32":
         raise InputError(f'dictionaries are trained in float32; --dtype "{c.dtype}" was given. --bf16 is quicker.')
     if (c.store is None) == (c.model is None):
         raise InputError("give --store, or --model with --text: where the activations come from.")
+    if c.store is not None:
+        c.check_none("it is of --model; a store's activations were recorded")
     workspace, grid = Path(c.workspace), expand(c)
     target = runs.place(workspace, "saes", c.out, "sae")
     folders = {name: target.with_name(f"{target.name}-{name}") if name else target for name in grid}
@@ -185,11 +186,9 @@ def train(
     import sae
 
     if source is None:
-        from interp.decoder.loading import load_model
-
-        source = load_model(c.model, device=c.device)
-    how = {
-        name: getattr(c, name) for name in ("device", "overwrite", "log_every", "log_to", "checkpoint_every", "context")
+        source = c.load(c.model)
+    how: dict[str, Any] = {"device": None if c.device == "auto" else c.device} | {
+        name: getattr(c, name) for name in ("overwrite", "log_every", "log_to", "checkpoint_every", "context")
     }
     if c.model is not None:
         how["text"] = c.text or "bundled"

@@ -46,7 +46,7 @@ def load_model(
     off, `with model.adapted(False):`. UnknownModel where there is none.
 
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
-    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes; NF4). `interp.decoder.placing` says what is then not offered.
+    (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes, NF4). `interp.decoder.placing` says what is not offered.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
@@ -123,22 +123,23 @@ def _load_hugging_face(
     else:
         enable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         families.check_config(name, config)
         if not where:
             memory.check_room(name, config, device, dtype, stored=stored)
         hf, loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager", revision=revision, use_safetensors=True,
-            output_loading_info=True, **where,
+            output_loading_info=True, trust_remote_code=False, **where,
         )  # fmt: skip
         families.check_weights(name, loaded["missing_keys"])
         named = folder is None or has_tokenizer(folder)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if named else None
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False) if named else None
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(f'model "{name}" cannot be loaded ({reason}). {suggest(name)}') from None
     if getattr(hf, "_hf_peft_config_loaded", False):  # where peft is installed, transformers puts it on by itself
         raise InputError(f'"{name}" is an adapter on the hub: download it, and give its directory.')
+    quantised.check_split(name, hf)
     quantised.multiply_exactly(hf.eval())
     live = None
     if adapter is not None:

@@ -49,16 +49,31 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
 
 def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
     """W_Q, W_K or W_V for `which` "q", "k" or "v"."""
-    return _of_attention(model, layer, f"W_{which.upper()}", which)
+    return _read(model, layer, "attn", f"W_{which.upper()}", which)
 
 
-def _of_attention(model: Model, layer: int, name: str, part: str) -> Tensor | None:
-    """A matrix of the heads, or a bias, as numbers, wherever and however they are kept."""
-    attention = model.bridge.blocks[layer].attn
-    if not model.unread:
-        return getattr(attention, name)
-    with as_numbers(attention._modules[part]):
-        found = getattr(attention, name)
+def head_matrix(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_O, by which heads write."""
+    return _read(model, layer, "attn", "W_O", "o")
+
+
+def mlp_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """W_out, by which neurons write."""
+    return _read(model, layer, "mlp", "W_out", "out")
+
+
+def mlp_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | None:
+    """What the MLP writes whatever it reads; None of an MLP without, or of experts."""
+    return _read(model, layer, "mlp", "b_out", "out")
+
+
+def _read(model: Model, layer: int, part: str, name: str, inner: str) -> Tensor | None:
+    """A matrix or a bias as numbers, wherever and however it is kept."""
+    owner = getattr(model.bridge.blocks[layer], part)
+    if not model.unread or inner not in owner._modules:
+        return getattr(owner, name, None)
+    with as_numbers(model, owner._modules[inner]):
+        found = owner._modules[inner].bias if name == "b_out" else getattr(owner, name)  # b_out is kept from the start
         return None if found is None else found.detach().clone().to(model.device)
 
 
@@ -68,7 +83,7 @@ def projected(
     """The q, k or v of heads that each read their own `x`; it stands where `hook_q`, ... stand."""
     read = norm(model, layer, "attn")(x)
     found = einsum(read, weights(model, layer, which), "... head d_model, head d_model d_head -> ... head d_head")
-    bias = _of_attention(model, layer, f"b_{which.upper()}", which)
+    bias = _read(model, layer, "attn", f"b_{which.upper()}", which)
     return found if bias is None else found + bias
 
 
@@ -76,13 +91,12 @@ def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "*batch pos head d_head"]
 ) -> Float[Tensor, "*batch pos head d_model"]:
     """What each head writes, without the layer's bias."""
-    W_O = _of_attention(model, layer, "W_O", "o")
-    return einsum(z, W_O, "... head d_head, head d_head d_model -> ... head d_model")
+    return einsum(z, head_matrix(model, layer), "... head d_head, head d_head d_model -> ... head d_model")
 
 
 def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
     """What attention writes whatever it reads."""
-    bias = _of_attention(model, layer, "b_O", "o")
+    bias = _read(model, layer, "attn", "b_O", "o")
     return 0.0 if bias is None else bias
 
 

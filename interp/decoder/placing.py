@@ -1,10 +1,11 @@
 """Where a model's weights are: on one device, spread over several and a disk (accelerate), or as 8- or 4-bit numbers.
 
 What reads activations holds on all of them: hooks, edits, sweeps, generation. What reads a layer's weights (heads'
-outputs one by one, EAP, direct attribution) asks for them with `as_numbers`. What reads or changes all of them (circuits
-of weights, orthogonalised and interpolated models) is refused by `needs_weights` where they are not there. A pass with gradients keeps every weight that it fetched, so
-`needs_gradients` asks first whether they fit. Spread over several GPUs nothing was measured: `interp model check`
-measures it. A model partly on a GPU and partly off it cannot be opened by TransformerLens, and is refused.
+outputs one by one, EAP, direct attribution) asks for them with `as_numbers`. What reads or changes all (circuits of
+weights, orthogonalised and interpolated models) is refused by `needs_weights` where they are not there. A pass with
+gradients keeps every weight that it fetched, so `needs_gradients` asks first whether they fit. Spread over several GPUs
+nothing was measured: `interp model check` measures it. A model partly on a GPU and partly off it cannot be opened by
+TransformerLens, and is refused.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def arguments(
         if quantize not in quantised.SETTINGS:
             raise InputError(f'unknown quantisation "{quantize}". Nearest: {nearest(quantize, quantised.SETTINGS)}.')
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError(f'"{name}" in {quantize} takes bitsandbytes, which is not installed: pip install bitsandbytes.')
+            raise InputError(
+                f'"{name}" in {quantize} takes bitsandbytes, which is not installed: pip install bitsandbytes.'
+            )
         from transformers import BitsAndBytesConfig
 
         found = {"device_map": {"": device}} | found
@@ -96,10 +99,10 @@ def keep_folder(hf: Module | None, where: Mapping[str, Any]) -> None:
 def again(hf: Module) -> dict[str, Any]:
     """What transformers is told to load a model as `hf` was; nothing for one device."""
     placed, config = getattr(hf, "hf_device_map", None), getattr(hf.config, "quantization_config", None)
-    if not placed:
+    if not placed and config is None:
         return {}
     own = {} if config is None else {"quantization_config": config}
-    return {"device_map": placed, "offload_folder": _folder(None)} | own
+    return {"device_map": placed or {"": hf.device}, "offload_folder": _folder(None)} | own
 
 
 def device_map(hf: Module) -> dict[str, str]:
@@ -144,7 +147,7 @@ def needs_gradients(model: Model, what: str) -> None:
 
 
 @contextmanager
-def as_numbers(module: Module) -> Iterator[None]:
+def as_numbers(model: Model, module: Module) -> Iterator[None]:
     """Inside the block the weights within `module` can be read: from disk they are fetched, of codes the numbers made.
     InputError for codes that are not bitsandbytes'."""
     with ExitStack() as stack:
@@ -155,7 +158,7 @@ def as_numbers(module: Module) -> Iterator[None]:
                 stack.enter_context(align_module_device(layer))
             if quantised.is_quantised(layer):
                 kept = layer.weight
-                value = quantised.numbers(layer, torch.get_default_dtype())
+                value = quantised.numbers(layer, model.dtype)
                 layer._parameters["weight"] = torch.nn.Parameter(value, requires_grad=False)
                 stack.callback(layer._parameters.__setitem__, "weight", kept)
         yield

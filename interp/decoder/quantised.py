@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
+from interp.errors import InputError
+
 SETTINGS = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -25,6 +27,7 @@ SETTINGS = {
 """What transformers' BitsAndBytesConfig is given."""
 
 _LAYERS = ("Linear8bitLt", "Linear4bit")
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 
 def is_quantised(layer: Module) -> bool:
@@ -65,6 +68,16 @@ def multiply_exactly(hf: Module) -> None:
     for layer in filter(is_quantised, hf.modules()):
         name = "_old_forward" if hasattr(layer, "_old_forward") else "forward"  # where accelerate keeps it
         setattr(layer, name, MethodType(_multiplied, layer))
+
+
+def check_split(name: str, hf: Module) -> None:
+    """InputError for codes of queries, keys and values in one matrix, which hooks would have to take apart."""
+    for where, layer in hf.named_modules():
+        if is_quantised(layer) and where.endswith(_FUSED):
+            raise InputError(
+                f'"{name}" has queries, keys and values in one matrix ({where}), which in 8 or 4 bits cannot be taken '
+                "apart: load it whole, --dtype bfloat16 or --device auto."
+            )
 
 
 def described(hf: Module) -> str | None:

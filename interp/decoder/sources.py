@@ -47,7 +47,9 @@ def config_of(name: str, revision: str | None = None) -> Any:
             raise UnknownModel(f'no model in "{name}": a model folder has a config.json. {suggest(name)}')
         check_hub(name, revision)
     try:
-        config = AutoConfig.from_pretrained(folder if folder.exists() else name, revision=revision)
+        config = AutoConfig.from_pretrained(
+            folder if folder.exists() else name, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UnknownModel(f'config of "{name}" cannot be read ({str(error).strip().splitlines()[0]}).') from None
     check_config(name, config)

@@ -206,7 +206,7 @@ def direction(
         x = final.detach().clone().requires_grad_()
         (u,) = torch.autograd.grad((model.head(x, tokens) * sign).sum(), x)
     both = (model.head(torch.zeros_like(final), tokens).double() * sign).sum(1)
-    with as_numbers(model.bridge.unembed):
+    with as_numbers(model, model.bridge.unembed):
         unembed = (model.bridge.unembed.b_U[tokens].double() * sign).sum(1)
     return u.double(), torch.stack([both - unembed, unembed], 1)
 

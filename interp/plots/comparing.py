@@ -72,12 +72,17 @@ def _scatter(table: pd.DataFrame) -> list[go.Scatter]:
     ends = [float(np.nanmin(both)), float(np.nanmax(both))]
     sure = (table["q"] < 0.05).to_numpy()
     far = table["difference"].abs().rank(ascending=False, method="first").to_numpy() <= NAMED
+    x, y = table["effect_a"].to_numpy(float), table["effect_b"].to_numpy(float)
+    wide, high = (max(np.nanmax(each) - np.nanmin(each), 1e-9) for each in (x, y))
+    right, level = (x - x[:, None]) / wide, np.abs(y - y[:, None]) / high
+    crowded = ((right > 0) & (right < 0.25) & (level < 0.06)).any(1)  # a name to the right would stand on another point
     margin = {"array": (table["ci_high"] - table["difference"]), "arrayminus": table["difference"] - table["ci_low"]}
     return [
         go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 1, "dash": "dot"}, hoverinfo="skip"),
         go.Scatter(
             x=table["effect_a"], y=table["effect_b"], mode="markers+text", customdata=table["component"],
-            text=np.where(far & sure, table["component"].map(escaped), ""), textposition="middle right",
+            text=np.where(far & sure, table["component"].map(escaped), ""),
+            textposition=np.where(crowded, "middle left", "middle right"),
             textfont={"size": 10}, marker={"size": 7, "color": np.where(sure, BLUE, "rgb(190,195,203)")},
             error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": GREY} | margin,
             hovertext=[escaped(describe(row)) for row in table.itertuples()], hoverinfo="text",
