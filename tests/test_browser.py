@@ -174,7 +174,7 @@ def test_a_click_on_a_node_or_an_edge_of_a_circuit_selects_it(page, address):
         heading(page, shown).wait_for()
     page.wait_for_url("**n=20&head=logits")
     page.go_back()
-    heading(page, "a2.h3->logits").wait_for()
+    heading(page, "L2H3 → logits").wait_for()
     page.get_by_role("link", name="Ablate L2H3").click()
     heading(page, "L2H3").wait_for()
     page.wait_for_url(f"{address}/ablation?run=ioi-heads&head=L2H3")

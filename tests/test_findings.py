@@ -203,7 +203,7 @@ def test_the_bar_keeps_what_applies_and_drops_what_does_not(workspace):
     assert links["Circuit"] == "head=L1H2" and links["Patching"] == ""  # that of a stream has no heads
     assert links["Steer"] == "run=ioi-heads&prompt=3" and not links["Runs"] and not links["Jobs"]
     at.selectbox(key="choose-head").select("L3.mlp").run()
-    assert "head=L3.mlp" in bar_of(at)["Circuit"] and "head" not in bar_of(at)["Attention"]
+    assert "head=L3.mlp" in bar_of(at)["Circuit"] and "head=" not in bar_of(at)["Attention"]
     assert {link.label for link in page_links(at)}.isdisjoint(BAR)
 
 
