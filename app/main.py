@@ -16,7 +16,7 @@ STYLE = """<style>
 .stMainBlockContainer {padding-top: 4rem}
 h1 {font-size: 1.8rem !important; padding: 0 !important}
 [data-testid="stMetricValue"] {font-size: 1.3rem}
-[data-testid="stMetricValue"] *, [data-testid="stMetricLabel"] * {white-space: normal !important; overflow: visible}
+[data-testid="stMetricValue"] *, [data-testid="stMetricLabel"] * {overflow: visible}
 .stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *, .st-key-bar-anew *) {background: none; padding-left: 0}
 .stMain [data-testid="stPageLink-NavLink"]:not(.st-key-bar *, .st-key-bar-anew *) p,
 .stMain [data-testid="stBaseButton-tertiary"] p {text-decoration: underline; font-weight: 500}

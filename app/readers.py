@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
@@ -14,7 +15,7 @@ from plotly.graph_objects import Figure
 from app import state
 from interp.causal.circuits import Circuit
 from interp.causal.effects import Effects
-from interp.errors import MissingFile
+from interp.errors import InputError, MissingFile
 from interp.plots.labels import visible
 from sae.circuits import FeatureCircuit
 from sae.features import Features
@@ -89,14 +90,33 @@ def frontier_row(folder: Path) -> pd.DataFrame:
 
 
 def json_file(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a result; empty where there is none."""
+    """A JSON file of a result; empty where there is none. InputError where it holds no keys."""
     path = state.inside(folder / name)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise damaged(folder, (name,), error) from error
+    if not isinstance(found, dict):
+        raise damaged(folder, (name,), ValueError("no keys in it"))
+    return found
+
+
+def head_scores(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Of how many sequences the scores of heads are, and what a head would score that looks at all alike."""
+    return _cached(_read_heads, folder, "heads.h5")
+
+
+def _read_heads(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    with h5py.File(folder / "heads.h5") as file:
+        return json.loads(file.attrs["about"]), json.loads(file.attrs["chance"])
 
 
 def _read_jsonl(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    pairs = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(pair, dict) for pair in pairs):
+        raise ValueError("a line is not a JSON object")
+    return pairs
 
 
 def drawn(make: Callable[[], Figure], folder: Path, *names: str, of: Hashable) -> Figure:
@@ -112,7 +132,21 @@ def _cached(load: Callable[[Path], Any], folder: Path, *names: str, of: Hashable
             raise MissingFile(f"{folder.name} has no {name}.")
         stamps.append(stamp)
     load_ = _load if of is None else _draw
-    return load_(load, str(folder), names, tuple(stamps), of)
+    try:
+        return load_(load, str(folder), names, tuple(stamps), of)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(folder, names, error) from error
+
+
+def damaged(folder: Path, names: tuple[str, ...], error: Exception) -> InputError:
+    """What is said of files that are not what they should be."""
+    said = f"no {error} in it" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+    return InputError(
+        f"{', '.join(names)} of {folder.name} cannot be read ({said}): damaged, or half written. Make the result again "
+        "with its command (--overwrite), or copy it here again."
+    )
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from safetensors import SafetensorError
 
 from app import files
 from interp import runs
@@ -60,7 +61,7 @@ MEANS = {
 }
 """What the columns of tables mean."""
 
-UNREADABLE = (InputError, OSError, ValueError, KeyError)
+UNREADABLE = (InputError, OSError, ValueError, KeyError, SafetensorError)
 """What reading a file of a workspace raises when the file is missing, broken or not what it should be."""
 
 RUNS, TRAINING = "views/runs.py", "views/training.py"
@@ -371,7 +372,7 @@ def unfinished(name: str | None, among: list[dict[str, Any]]) -> None:
 def problem(what: str, error: Exception) -> None:
     """One line that says what could not be shown, the reason, and the traceback for who wants it."""
     st.error(what)
-    st.code(str(error), language=None, wrap_lines=True)
+    st.code(f"no {error} in it" if isinstance(error, KeyError) else str(error), language=None, wrap_lines=True)
     if not isinstance(error, InputError):
         with st.expander("Traceback"):
             st.code("".join(traceback.format_exception(error)), language=None)

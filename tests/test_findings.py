@@ -203,7 +203,7 @@ def test_the_bar_keeps_what_applies_and_drops_what_does_not(workspace):
     assert links["Circuit"] == "head=L1H2" and links["Patching"] == ""  # that of a stream has no heads
     assert links["Steer"] == "run=ioi-heads&prompt=3" and not links["Runs"] and not links["Jobs"]
     at.selectbox(key="choose-head").select("L3.mlp").run()
-    assert "head=L3.mlp" in bar_of(at)["Circuit"] and "head" not in bar_of(at)["Attention"]
+    assert "head=L3.mlp" in bar_of(at)["Circuit"] and "head=" not in bar_of(at)["Attention"]
     assert {link.label for link in page_links(at)}.isdisjoint(BAR)
 
 
@@ -226,3 +226,15 @@ def test_the_bar_of_a_workspace_keeps_the_run_of_its_page(workspace):
     seen = {state.ABLATION: {"run": "old", "method": "zero"}, state.ATTENTION: {"run": "ioi-heads", "head": "L0H5"}}
     assert address(state.ABLATION, seen) == {"run": "ioi-heads", "head": "L0H5"}  # another run: its own settings
     assert address(state.PATCHING, seen) == {} and address(state.CIRCUIT, seen) == {"head": "L0H5"}
+
+
+def test_a_damaged_file_is_a_sentence_with_a_remedy(workspace):
+    write_kind(workspace, "generate")
+    (workspace / "runs" / "one" / "generation.json").write_text("[]")
+    (workspace / "runs" / "ioi-patch" / "prompts.jsonl").write_text("[1]\n")
+    (workspace / "saes" / "demo" / "features" / "latents.h5").write_bytes(b"no")
+    (workspace / "saes" / "demo" / "metrics.json").write_text("[1]")
+    pages = ((None, {"run": "one"}), ("patching", {}), ("feature", {"sae": "demo"}), ("training", {"sae": "demo"}))
+    for page, query in pages:
+        said = texts(opened(page, **query))
+        assert "damaged, or half written. Make the result again" in said and "Traceback" not in said

@@ -42,8 +42,9 @@ def numbers(row: pd.Series, names: tuple[str, str]) -> None:
     known = pd.notna(row["ci_low"])
     shown["95% interval of the mean"] = f"{row['ci_low']:+.3f} … {row['ci_high']:+.3f}" if known else "none: one prompt"
     shown[f"{names[0]} → {names[1]}"] = f"{row['baseline']:.3f} → {row['value']:.3f}"
-    for column, (label, value) in zip(st.columns([2] * (len(shown) - 2) + [3, 3]), shown.items(), strict=True):
-        column.metric(label, value)
+    with st.container(horizontal=True):  # on a narrow page in two lines
+        for label, value in shown.items():
+            st.metric(label, value, width="content", help=state.MEANS.get(label))
     st.text(f"in {row['metric']}, mean over {row['n']} prompts")
 
 

@@ -3,13 +3,11 @@ of. One function a file; a run of several (`interp heads --ablate --circuits`) h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
@@ -115,8 +113,7 @@ def _attribution(folder: Path, run: dict[str, Any]) -> Finding:
 
 def _heads(folder: Path, run: dict[str, Any]) -> Finding:
     rows = readers.table(folder, "heads.parquet")
-    with h5py.File(state.inside(folder / "heads.h5")) as file:
-        about, chance = (json.loads(file.attrs[name]) for name in ("about", "chance"))
+    about, chance = readers.head_scores(folder)
     scores = sorted(chance, key=lambda score: score != "induction")
     figures: Figures = {
         score.replace("_", " "): lambda score=score: heads.score_map(rows, score, chance=chance[score], n=about["n"])

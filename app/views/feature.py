@@ -42,7 +42,16 @@ def page() -> None:
         state.problem("The features of this dictionary cannot be read.", error)
         state.link(state.FEATURES, "All features", sae=None, feature=None)
         return
-    number = in_focus(focus, latents)
+    try:
+        one_latent(run, dictionaries, features, latents, in_focus(focus, latents))
+    except state.UNREADABLE as error:
+        state.problem("This latent cannot be shown.", error)
+
+
+def one_latent(
+    run: dict[str, Any], dictionaries: list[dict[str, Any]], features: Features, latents: pd.DataFrame, number: int
+) -> None:
+    """The latent's dashboard, its export and its source."""
     latent = latents.iloc[number]
     heading(run, dictionaries, latent, len(latents))
     if latent["dead"]:

@@ -65,7 +65,8 @@ def circuit(
     used = [node for node in dict.fromkeys([*nodes, *ends]) if node in {*kept["sender"], *ends, *pinned}]
     at = [place(node, *shape) for node in used]
     figure.add_scatter(
-        x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", textposition="middle right", showlegend=False,
+        x=[x for x, _ in at], y=[y for _, y in at], mode="markers+text", showlegend=False,
+        textposition=[_beside(node) for node in used],
         text=[escaped(f" {component(node)} {labels.get(node, '')}".rstrip()) for node in used], hoverinfo="text",
         hovertext=[escaped(f"{component(node)}, in the file {node}") for node in used],
         marker={"size": [22 if node == selected else 14 for node in used], "opacity": 1,
@@ -73,8 +74,15 @@ def circuit(
         customdata=used,
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
     )  # fmt: skip
+    figure.update_xaxes(range=[-1.9, max(2.0, shape[1] + 0.2)])  # room for the last head's name
     return _laid_out(figure, _counted(int(table["in_graph"].sum()), len(kept)), max(340, 56 * (2 * shape[0] + 2)),
                      "red helps, blue hurts; q solid, k dashed, v dotted")  # fmt: skip
+
+
+def _beside(node: str) -> str:
+    """Where a node's name stands: heads side by side have theirs above and below by turns."""
+    head = re.fullmatch(r"a\d+\.h(\d+)", node)
+    return "middle right" if head is None else "bottom center" if int(head[1]) % 2 else "top center"
 
 
 def _numbers(form: str, nodes: Sequence[str]) -> list[int]:
