@@ -70,17 +70,15 @@ class Selection:
 
 
 def cells(form: str = "{0}", which: int = 0) -> Callable[[Any], Iterator[Click]]:
-    """The cells of a map, in an order of their own; `form` of a cell's name and its last word is the text that is
+    """The cells of a map, in an order of their own; `form` of a cell's name and its position is the text that is
     told."""
 
     def clicks(page: Any) -> Iterator[Click]:
-        grid = page.get_by_role("grid").nth(which)
-        grid.get_by_role("gridcell").first.wait_for()
-        names = [text.partition(": ")[0] for text in grid.get_by_role("gridcell").evaluate_all(
-            "cells => cells.map(cell => cell.getAttribute('aria-label') || '')")]  # fmt: skip
-        for k in spread(len(names)):
-            name = names[k].split("  ")[0]
-            yield grid.get_by_role("gridcell").nth(k).click, form.format(name, *re.findall(r"at (\d+)", names[k])[:1])
+        found = page.get_by_role("grid").nth(which).get_by_role("gridcell")
+        found.first.wait_for()
+        for k in spread(found.count()):
+            name = found.nth(k).get_attribute("aria-label").partition(": ")[0]  # now: the cells may have moved on
+            yield found.nth(k).click, form.format(name.split("  ")[0], *re.findall(r"at (\d+)", name)[:1])
 
     return clicks
 
@@ -112,6 +110,9 @@ def table_rows(which: int = 0, n: int = 5, form: str = "") -> Callable[[Any], It
 
 
 def nodes(page: Any) -> Iterator[Click]:
+    """The nodes of a graph, each told by the name of its component."""
+    from interp.causal.graph import component
+
     names = page.evaluate("""() => document.querySelector('.js-plotly-plot')._fullData
         .flatMap(t => Array.from(t.customdata || [])).filter(name => !name.includes('->'))""")
     for k in spread(len(names)):
@@ -122,7 +123,7 @@ def nodes(page: Any) -> Iterator[Click]:
             page.mouse.move(*at)
             page.mouse.click(*at)
 
-        yield click, name
+        yield click, component(name)
 
 
 def spread(n: int) -> Iterator[int]:
@@ -151,7 +152,6 @@ SELECTIONS = [
     Selection("circuit: row of the edges", "circuit", HEADING, table_rows()),
     Selection("features: row", "features", TITLE, table_rows(), back=True),
     Selection("feature: row of a neighbour", "feature", TITLE, table_rows(2)),
-    Selection("training: row of the frontier", "training", TEXT, table_rows()),
 ]
 
 
