@@ -9,6 +9,7 @@ can be taken for it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -304,6 +305,7 @@ def run(folder: Path) -> None:
     except InputError as error:
         ended["error"] = str(error)
     _write(job.model_copy(update=ended | {"finished": time.time()}))
+    fcntl.flock(sys.stdin, fcntl.LOCK_UN)  # asked for again at once, it is what starts next, by us or while we wait
     advance(job.workspace)
 
 

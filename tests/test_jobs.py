@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_a_job_whose_lock_nobody_holds_is_lost(workspace):
     held = jobs.hold(folder / "lock")
     assert jobs.read(folder).status == "running"
     held.close()
+
+
+def test_a_job_that_has_ended_can_be_started_before_its_process_is_gone(workspace):
+    """Whoever starts it holds the queue and waits for the lock; the process that ends waits for the queue."""
+    folder = write_job(workspace, "0001-ablate", "running", values={"task": "/etc/passwd.jsonl", "out": "x"})
+    script = (
+        f"import pathlib; from app import jobs; folder = pathlib.Path({str(folder)!r})\n"
+        "jobs.advance = lambda workspace: print(jobs.read(folder).status, jobs.held(folder / 'lock'))\n"
+        "jobs.run(folder)"
+    )
+    with jobs.hold(folder / "lock") as lock:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(
+            command, stdin=lock, capture_output=True, text=True, cwd=Path(jobs.__file__).parent.parent
+        )
+    assert done.stdout == "failed False\n", done.stderr
 
 
 def test_progress_is_the_last_line_of_it_in_the_log(workspace):
