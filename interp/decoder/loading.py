@@ -7,6 +7,7 @@ centring (`processing` is "none" in every result).
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def load_model(
     quantize: str | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     offload: str | Path | None = None,
+    tried: bool = True,
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
 
@@ -47,6 +49,9 @@ def load_model(
 
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
     (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes). `interp.decoder.placing` says what is then not offered.
+
+    `tried`: a few tokens are passed through a Hugging Face model, and one whose hook points are not what their names
+    say is refused; False leaves that to `interp.check`, which says what is wrong.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
@@ -73,7 +78,29 @@ def load_model(
     if config is not None and config.get("format") == "transformer_lens":
         return _load_transformer_lens(name, folder, config, device, wanted)
     local = folder if config is not None else None
-    return _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
+    model = _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
+    if tried and name != "bundled":
+        _try(model)
+    return model
+
+
+_SAID: set[str] = set()
+"""Families of which it was said that no test covers them."""
+
+
+def _try(model: Model) -> None:
+    """UnknownModel where hook points are plainly not what their names say (`checking.broken`); a word on stderr, once,
+    where nobody has checked all the rest on a model of this family."""
+    from interp.decoder.checking import broken
+
+    kind, family = type(model.plain).__name__, model.plain.config.model_type
+    if wrong := broken(model):
+        what = f"{wrong[0].what}: off by {wrong[0].measured:.2g}" if wrong[0].measured > 0 else f"{wrong[0].what}: {wrong[0].why}"
+        raise UnknownModel(f'"{model.name}" ({kind}) is not what the names of its hook points say ({what}): it is not offered. '
+                           f"All checks: interp model check {model.name}")
+    if family not in families.CHECKED and family not in _SAID:
+        _SAID.add(family)
+        print(f'"{model.name}" ({kind}) is of a family not yet checked whole: interp model check {model.name}', file=sys.stderr)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -149,6 +176,7 @@ def _load_hugging_face(
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
     families.check_bridge(name, bridge)
+    families.complete(bridge)
     families.split_heads(bridge)
     model = Model(name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf))
     if adapter is not None:

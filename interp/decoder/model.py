@@ -177,8 +177,11 @@ class Model:
                 logits = unembed(hidden).gather(-1, tokens)
             else:
                 logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
-        cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0)
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+        return self.after_unembedding(logits)
+
+    def after_unembedding(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch logit"]:
+        """What the model makes of the unembedding's numbers: Cohere and Granite multiply them, Gemma caps them."""
+        return self.bridge.adapter.apply_output_logits_transform(logits)
 
     @property
     def scales(self) -> list[str]:
