@@ -110,7 +110,7 @@ def check(
     if length < 4:
         raise InputError(f"length {length} given: 4 tokens or more.")
     path = place(out, workspace, "model check", overwrite)
-    model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize)
+    model = interp.load_model(name, device=device, dtype=dtype, quantize=quantize, tried=False)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:

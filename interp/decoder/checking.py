@@ -122,15 +122,15 @@ class Given:
 def check(model: Model, *, length: int = 12, seed: int = 0) -> list[Line]:
     """The model's hooks, on two prompts of `length` random tokens: take more than its sliding window, if it has one."""
     given = Given.of(model, length=length, seed=seed)
-    return run(given, [_forward, _fused, _reading, _put_back, _blind, _sites, _pattern, _stream, _heads, _cut, _head,
-                       _recorded, _cached, _gone])  # fmt: skip
+    return run(given, [_forward, _fused, _reading, _put_back, _blind, _sites, _pattern, _stream, _carried, _heads, _cut,
+                       _head, _recorded, _cached, _gone])  # fmt: skip
 
 
 def broken(model: Model) -> list[Line]:
     """What is plainly not as its name says: the checks that a few passes on a few tokens decide, with the WRONG ones
     that are further off than rounding takes a long model (`GROSS`)."""
     given = Given.of(model, length=6)
-    found = run(given, [_fused, _put_back, _blind, _shapes, _pattern, _stream, _heads, _head, _between])
+    found = run(given, [_fused, _put_back, _blind, _shapes, _pattern, _stream, _carried, _heads, _head, _between])
     return [line for line in found if line.verdict == "WRONG" and not line.measured <= GROSS]
 
 
@@ -180,7 +180,7 @@ def _reading(given: Given) -> Iterator[Line]:
 
 
 def _put_back(given: Given) -> Iterator[Line]:
-    """what hook points and norms' scales hold, put in again, changes nothing."""
+    """what hooks and norms' scales hold, put in again, changes nothing."""
     model = given.model
     with edited(model, dict.fromkeys([*model.sites, *model.scales], torch.clone)):
         yield given.logits(_name(_put_back), (model(given.tokens), given.clean))
@@ -278,6 +278,31 @@ def _stream(given: Given) -> Iterator[Line]:
     yield same(_name(_stream), worst, given.limit)
 
 
+def _carried(given: Given) -> Iterator[Line]:
+    """what is put into the residual stream stays in it."""
+    model, worst = given.model, 0.0
+    kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+    sites = [
+        layer_site(layer, kind) for layer in range(model.n_layers) for kind in kinds if layer in given.layers(kind)
+    ]
+    added = {site: given.noise(site) for site in sites}
+    new = {site: (lambda value, site=site: value + added[site]) for site in sites}
+    with edited(model, new), captured(model, model.sites) as seen:  # in this order: what is seen has been edited
+        model(given.tokens)
+    for layer in range(model.n_layers):
+        total = seen[layer_site(layer, "resid_pre")] + seen[layer_site(layer, "attn_out")]
+        for kind in kinds[1:]:
+            site = layer_site(layer, kind)
+            if kind == "mlp_out":
+                total = total + seen[site] if site in seen else total
+            elif site in seen:
+                total = total + added[site]
+                worst = max(worst, apart(seen[site], total))
+        if layer + 1 < model.n_layers:
+            worst = max(worst, apart(seen[layer_site(layer + 1, "resid_pre")], total))
+    yield same(_name(_carried), worst, given.limit)
+
+
 def _heads(given: Given) -> Iterator[Line]:
     """heads' outputs and b_O sum to attn_out."""
     model, worst = given.model, 0.0
@@ -347,7 +372,9 @@ def _between(given: Given) -> Iterator[Line]:
 def _watched(given: Given, sites: list[str]) -> float:
     """How far what one fast pass shows at some sites is from what hooks see there."""
     kept: dict[str, Tensor] = {}
-    watch(given.model, given.tokens, {site: lambda value, site=site: kept.update({site: value.clone()}) for site in sites})
+    watch(
+        given.model, given.tokens, {site: lambda value, site=site: kept.update({site: value.clone()}) for site in sites}
+    )
     return max(apart(kept[site], given.seen[site]) for site in sites)
 
 

@@ -129,6 +129,8 @@ def not_offered(bridge: Any) -> dict[str, str]:
     if _is_latent(bridge):
         why = "latent attention: queries and keys are wider than what a head writes, and shared in part"
         found |= dict.fromkeys("qkv", why)
+    if clip := getattr(getattr(bridge.original_model, "config", None), "clip_qkv", None):  # OLMo
+        found |= dict.fromkeys("qkv", f"they are clipped to {clip:g} after the hook point, before attention reads them")
     if not _pattern_is_causal(bridge):
         found["pattern"] = (
             "attention is left whole to Hugging Face: its pattern is seen afterwards, and editing it is in vain"

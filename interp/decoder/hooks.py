@@ -73,8 +73,39 @@ def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
             raise InputError(f'"{site}" can be read and not edited: edit {layer}.{READ_ONLY[kind]} in its place.')
         for name in [site] if site in inner else expand(site, model.sites, model=f'"{model.name}"'):
             functions[name] = edit
-    with _hooked(model, functions):
+    with model.lock, ExitStack() as stack:
+        for name in functions:
+            if match := _MIDDLE.fullmatch(name):
+                block = model.bridge.blocks[int(match[1])].original_component
+                functions[name] = stack.enter_context(_carried(block, functions[name]))
+        stack.enter_context(_hooked(model, functions))
         yield
+
+
+_MIDDLE = re.compile(r"blocks\.(\d+)\.hook_resid_mid")
+
+
+@contextmanager
+def _carried(block: Module, edit: Edit) -> Iterator[Edit]:
+    """An edit of `resid_mid` that is one of the stream. The bridge's hook point is what the MLP reads; the stream goes
+    past it as it was, so that the change is added to it after the block."""
+    change: list[Tensor | None] = [None]
+
+    def made(value: Tensor) -> Tensor:
+        new = edit(value)
+        change[0] = None if new is None or new is value else new - value
+        return new
+
+    def add(block: Module, args: tuple, out: Tensor | tuple) -> Tensor | tuple:
+        if change[0] is None:
+            return out
+        return (out[0] + change[0], *out[1:]) if isinstance(out, tuple) else out + change[0]
+
+    handle = block.register_forward_hook(add)
+    try:
+        yield made
+    finally:
+        handle.remove()
 
 
 class Enough(Exception):

@@ -50,8 +50,8 @@ def load_model(
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
     (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes). `interp.decoder.placing` says what is then not offered.
 
-    `tried`: a few tokens are passed through a Hugging Face model, and one whose hook points are not what their names
-    say is refused; False leaves that to `interp.check`, which says what is wrong.
+    `tried`: a few tokens are passed through a Hugging Face model on one device, and one whose hook points are not what
+    their names say is refused; False leaves that to `interp.check`, which says what is wrong.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
@@ -79,7 +79,7 @@ def load_model(
         return _load_transformer_lens(name, folder, config, device, wanted)
     local = folder if config is not None else None
     model = _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
-    if tried and name != "bundled":
+    if tried and name != "bundled" and not where:
         _try(model)
     return model
 
@@ -95,12 +95,21 @@ def _try(model: Model) -> None:
 
     kind, family = type(model.plain).__name__, model.plain.config.model_type
     if wrong := broken(model):
-        what = f"{wrong[0].what}: off by {wrong[0].measured:.2g}" if wrong[0].measured > 0 else f"{wrong[0].what}: {wrong[0].why}"
-        raise UnknownModel(f'"{model.name}" ({kind}) is not what the names of its hook points say ({what}): it is not offered. '
-                           f"All checks: interp model check {model.name}")
+        what = (
+            f"{wrong[0].what}: off by {wrong[0].measured:.2g}"
+            if wrong[0].measured > 0
+            else f"{wrong[0].what}: {wrong[0].why}"
+        )
+        raise UnknownModel(
+            f'"{model.name}" ({kind}) is not what the names of its hook points say ({what}): it is not offered. '
+            f"All checks: interp model check {model.name}"
+        )
     if family not in families.CHECKED and family not in _SAID:
         _SAID.add(family)
-        print(f'"{model.name}" ({kind}) is of a family not yet checked whole: interp model check {model.name}', file=sys.stderr)
+        print(
+            f'"{model.name}" ({kind}) is of a family not yet checked whole: interp model check {model.name}',
+            file=sys.stderr,
+        )
 
 
 def dtype_of(name: str) -> torch.dtype:
