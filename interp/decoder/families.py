@@ -18,8 +18,10 @@ _BOTH_WAYS = "is an encoder, whose positions see those after them"
 
 
 CHECKED = frozenset({
-    "bloom", "deepseek_v2", "deepseek_v3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral",
-    "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "bloom", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "falcon", "gemma2", "gemma3_text", "glm4", "gpt2",
+    "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "llama", "llama4_text", "mistral", "mixtral", "olmo",
+    "olmo2", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm",
+    "starcoder2",
 })  # fmt: skip
 """Model types on which the suite makes every check (`tests/families.py`)."""
 

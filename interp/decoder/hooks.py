@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.model import Model
-from interp.decoder.sites import READ_ONLY, expand, full, short
+from interp.decoder.sites import READ_ONLY, full, short
 from interp.errors import InputError
 
 Edit = Callable[[Tensor], Tensor]
@@ -47,8 +47,7 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
     known = set(model.inner)
     inner = [site for site in sites if site in known]
     others = [site for site in sites if site not in known]
-    known = model.sites + model.mixtures.read_only
-    names = inner + (expand(others, known, model=f'"{model.name}"') if others or not inner else [])
+    names = inner + (model.expand(others, read_only=True) if others or not inner else [])
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def hook(value: Tensor) -> None:
@@ -71,7 +70,7 @@ def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
         if full(site) in model.mixtures.read_only:
             layer, _, kind = short(full(site)).partition(".")
             raise InputError(f'"{site}" can be read and not edited: edit {layer}.{READ_ONLY[kind]} in its place.')
-        for name in [site] if site in inner else expand(site, model.sites, model=f'"{model.name}"'):
+        for name in [site] if site in inner else model.expand(site):
             functions[name] = edit
     with model.lock, ExitStack() as stack:
         for name in functions:
