@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.data.text import read_text, windows
 from interp.decoder.hooks import captured
 from interp.decoder.model import Model
-from interp.decoder.sites import axes, expand
+from interp.decoder.sites import axes
 from interp.errors import InputError
 from interp.store.reading import Store, open_finished
 from sae import parallel
@@ -125,7 +125,7 @@ class ModelSource:
 
     def site(self, name: str) -> str:
         """The full name of the one site `name`; UnknownSite where the model has none."""
-        found = expand(name, self._model.sites, model=f'"{self._model.name}"')
+        found = self._model.expand(name)
         if len(found) != 1 or not axes(found[0]).startswith("prompt pos"):
             raise InputError(f'"{name}" is not one site with a row a token: name one, e.g. 2.resid_post.')
         return found[0]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from interp.decoder.hooks import Edit, edited
 from interp.decoder.model import Model
-from interp.decoder.sites import expand
 from interp.errors import InputError, WrongModel
 from sae.dictionary import Dictionary
 
@@ -36,7 +35,7 @@ def check_model(dct: Dictionary, model: Model) -> None:
             f"({model.fingerprint[:19]}): load that model."
         )
     for site in dct.sites + dct.out_sites:
-        expand(site, model.sites, model=f'"{model.name}"')
+        model.expand(site)
 
 
 def clamp(latents: int | Sequence[int], value: float) -> LatentEdit:

@@ -45,8 +45,8 @@ def to_residual(dct: Dictionary, model: Model, latents: slice = slice(None)) -> 
     if kind in DIRECT:
         return rows
     if kind == "z":
-        return rows @ rearrange(parts.head_matrix(model, layer).float(), "head d_head d_model -> (head d_head) d_model")
-    return rows @ parts.mlp_matrix(model, layer).float() if kind == "post" else None
+        return rows @ rearrange(parts.W_O(model, layer).float(), "head d_head d_model -> (head d_head) d_model")
+    return rows @ parts.W_out(model, layer).float() if kind == "post" else None
 
 
 def last_norm(model: Model, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -21,6 +21,10 @@ LATENT = {
     "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+FACTORS = {
+    "residual_multiplier": 0.3, "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "logits_scaling": 4.0,
+}  # fmt: skip
+FALCON = {key: value for key, value in WIDE.items() if key not in ("intermediate_size", "max_position_embeddings")}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": (
@@ -49,12 +53,60 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen 3 MoE": ("Qwen3MoeConfig", GROUPED | EXPERTS | {"head_dim": 12}),
     "DeepSeek V2": ("DeepseekV2Config", WIDE | LATENT | {"num_key_value_heads": 4}),
     "DeepSeek V3": ("DeepseekV3Config", WIDE | LATENT | {"num_key_value_heads": 4}),
+    "OLMo": ("OlmoConfig", GROUPED),
+    "OLMo 2": ("Olmo2Config", GROUPED),
+    "OLMoE": ("OlmoeConfig", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "Granite": ("GraniteConfig", GROUPED | FACTORS),
+    "Granite MoE": ("GraniteMoeConfig", GROUPED | FACTORS | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "Falcon (7B)": ("FalconConfig", FALCON),
+    "GPT-J": (
+        "GPTJConfig",
+        {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 32, "rotary_dim": 4, "initializer_range": 0.2} | IDS,
+    ),
+    "Phi (1, 2)": ("PhiConfig", WIDE | {"partial_rotary_factor": 0.5}),
+    "StableLM": ("StableLmConfig", GROUPED | {"use_qkv_bias": True}),
+    "Cohere": ("CohereConfig", GROUPED | {"logit_scale": 0.3}),
+    "Cohere 2": (
+        "Cohere2Config", GROUPED | {"logit_scale": 0.3, "sliding_window": 4, "layer_types": ALTERNATING},
+    ),
+    "StarCoder 2": ("Starcoder2Config", GROUPED | {"sliding_window": 4}),
+    "SmolLM 3": ("SmolLM3Config", GROUPED | {"no_rope_layers": [1, 0]}),
+    "GLM 4": ("Glm4Config", GROUPED | {"head_dim": 8, "attention_bias": True}),
+    "GPT-OSS": (
+        "GptOssConfig",
+        GROUPED | {"head_dim": 12, "sliding_window": 4, "layer_types": ALTERNATING, "num_local_experts": 4,
+                   "num_experts_per_tok": 2},
+    ),
+    "Llama 4 (text)": (
+        "Llama4TextConfig",
+        GROUPED | {"head_dim": 12, "intermediate_size_mlp": 40, "num_local_experts": 4, "moe_layers": [1],
+                   "no_rope_layers": [1, 0], "attention_chunk_size": 4},
+    ),
     "BERT": ("BertConfig", WIDE),
     "T5": ("T5Config", {"num_layers": 2, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 48} | IDS),
+    "Mamba": ("MambaConfig", {"num_hidden_layers": 2, "hidden_size": 32} | IDS),
+    "RWKV": ("RwkvConfig", {"num_hidden_layers": 2, "hidden_size": 32, "attention_hidden_size": 32} | IDS),
+    "Qwen3-Next": (
+        "Qwen3NextConfig", GROUPED | EXPERTS | {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        "shared_expert_intermediate_size": 40},
+    ),
+    "Falcon (40B)": ("FalconConfig", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "JetMoE": ("JetMoeConfig", GROUPED | {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "Gemma 3n": (
+        "Gemma3nTextConfig",
+        GROUPED | {"head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 120, "laurel_rank": 4,
+                   "num_kv_shared_layers": 0, "layer_types": ALTERNATING, "activation_sparsity_pattern": [0.0, 0.0]},
+    ),
 }  # fmt: skip
 """Name -> transformers' config class, and its settings."""
 
-NO_DECODERS = ("BERT", "T5")
+NO_DECODERS = {
+    "BERT": "an encoder, whose positions see those after", "T5": "an encoder and a decoder",
+    "Mamba": "no attention in its layers", "RWKV": "no attention in its layers",
+    "Qwen3-Next": "no attention in layer 0", "JetMoE": "heads do not go through one matrix",
+    "Gemma 3n": "cannot be opened by TransformerLens", "Falcon (40B)": "cannot be opened by TransformerLens",
+}  # fmt: skip
+"""Families that are refused as they are loaded, and the words for it."""
 DECODERS = [name for name in FAMILIES if name not in NO_DECODERS]
 
 COLUMNS = {

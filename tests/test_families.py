@@ -96,9 +96,7 @@ def test_families_in_one_process_do_not_change_each_other(folder_of, tmp_path):
         assert_close(found, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)  # float32, another order of sums
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("BERT", "an encoder, whose positions see those after"), ("T5", "an encoder and a decoder")]
-)
+@pytest.mark.parametrize(("name", "said"), families.NO_DECODERS.items())
 def test_what_is_no_decoder_is_refused_in_one_line(name, said, folder_of, capsys):
     from interp.cli import main
 

@@ -26,7 +26,7 @@ from interp.data.tasks import Task
 from interp.decoder.hooks import captured, edited
 from interp.decoder.model import Model
 from interp.decoder.placing import needs_gradients
-from interp.decoder.sites import LAYER_SITES, expand, layer_site
+from interp.decoder.sites import LAYER_SITES, layer_site
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
 from interp.progress import Progress
 
@@ -52,8 +52,8 @@ def attribute(
     if method not in ("denoise", "noise"):
         raise UnknownName(f'no method "{method}". Nearest: {nearest(method, ("denoise", "noise"))}.')
     target, source = ("corrupted", "clean") if method == "denoise" else ("clean", "corrupted")
-    names = expand(f"*.{site}", model.sites, model=f'"{model.name}"')
-    patterns = expand("*.pattern", model.sites, model=f'"{model.name}"') if fix_qk and site in ("q", "k") else None
+    names = model.expand(f"*.{site}")
+    patterns = model.expand("*.pattern") if fix_qk and site in ("q", "k") else None
     rows = [place.row for place in plan(model, task, site=site, by=by, method=method, metric=metric).places]
     estimate = np.zeros((len(rows), len(task)))
     with Progress("attributing", len(task), progress) as bar:

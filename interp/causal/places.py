@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.causal.interventions import Latent, Part, Whole, latents_of
 from interp.data.tasks import Task
 from interp.decoder.model import Model
-from interp.decoder.sites import LAYER_SITES, MODEL_SITES, Component, expand, layer_of, short
+from interp.decoder.sites import LAYER_SITES, MODEL_SITES, Component, layer_of, short
 from interp.decoder.sites import components as select
 from interp.errors import InputError, UnknownName, UnknownSite, nearest
 
@@ -88,7 +88,7 @@ def whole_sites(model: Model, site: str, dictionaries: Mapping[str, Any] | None 
         raise UnknownSite(f'no site "{site}" to patch in "{model.name}". Nearest: {near}.')
     outside = {name: kind for kind, name in MODEL_SITES.items()}
     found = []
-    for name in expand(f"*.{site}" if site in LAYER_SITES else site, model.sites, model=f'"{model.name}"'):
+    for name in model.expand(f"*.{site}" if site in LAYER_SITES else site):
         kind = short(name).partition(".")[2]
         kind = {"attn_out": "attn", "mlp_out": "mlp"}.get(kind, kind)
         row = _row(f"L{layer_of(name)}.{kind}", kind, layer_of(name), -1)

@@ -109,7 +109,7 @@ def check(
     if length < 4:
         raise InputError(f"length {length} given: 4 tokens or more.")
     path = place(out, workspace, "model check", overwrite)
-    model = opening.load(name)
+    model = opening.load(name, tried=False)
     report = interp.check(model, length=length, seed=seed)
     _say(report)
     if path is not None:

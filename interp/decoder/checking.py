@@ -19,7 +19,7 @@ from torch.nn import Module
 from interp.decoder import parts
 from interp.decoder.hooks import captured, edited, watch
 from interp.decoder.model import Model
-from interp.decoder.sites import LAYER_SITES, MODEL_SITES, READ_ONLY, axes, layer_site
+from interp.decoder.sites import LAYER_SITES, MODEL_SITES, READ_ONLY, axes, layer_site, short
 from interp.decoder.twins import plain_logits
 from interp.errors import InputError, NotFinite
 
@@ -31,6 +31,11 @@ independent and add up as their root: some twenty steps."""
 CAUSAL = 1e-4
 """Smallest relative change of a logit by which an edit is one. The same pass twice is the same to the bit: what moves
 is the edit's."""
+
+
+GROSS = 1e-3
+"""Relative difference that is no rounding of float32, however many layers add up; what is read wrongly is off by far
+more."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,16 @@ class Given:
 def check(model: Model, *, length: int = 12, seed: int = 0) -> list[Line]:
     """The model's hooks, on two prompts of `length` random tokens: take more than its sliding window, if it has one."""
     given = Given.of(model, length=length, seed=seed)
-    return run(given, [_forward, _fused, _reading, _blind, _sites, _pattern, _stream, _heads, _cut, _head, _recorded,
-                       _cached, _gone])  # fmt: skip
+    return run(given, [_forward, _fused, _reading, _put_back, _blind, _sites, _pattern, _stream, _carried, _heads, _cut,
+                       _head, _recorded, _cached, _gone])  # fmt: skip
+
+
+def broken(model: Model) -> list[Line]:
+    """What is plainly not as its name says: the checks that a few passes on a few tokens decide, with the WRONG ones
+    that are further off than rounding takes a long model (`GROSS`)."""
+    given = Given.of(model, length=6)
+    found = run(given, [_fused, _put_back, _blind, _shapes, _pattern, _stream, _carried, _heads, _head, _between])
+    return [line for line in found if line.verdict == "WRONG" and not line.measured <= GROSS]
 
 
 @torch.no_grad()
@@ -166,6 +179,13 @@ def _reading(given: Given) -> Iterator[Line]:
         yield same(_name(_reading), apart(given.model(given.tokens), given.clean), 0.0)
 
 
+def _put_back(given: Given) -> Iterator[Line]:
+    """what hooks and norms' scales hold, put in again, changes nothing."""
+    model = given.model
+    with edited(model, dict.fromkeys([*model.sites, *model.scales], torch.clone)):
+        yield given.logits(_name(_put_back), (model(given.tokens), given.clean))
+
+
 def _blind(given: Given) -> Iterator[Line]:
     """no position sees later tokens."""
     other = given.tokens.clone()
@@ -186,11 +206,8 @@ def _sites(given: Given) -> Iterator[Line]:
         if not sites:
             yield refused(f"hook point {kind}", model.refused.get(kind, "the bridge has none"))
             continue
-        wanted = [sizes.get(axis) for axis in axes(sites[0]).split()]
-        shapes = {tuple(given.seen[site].shape) for site in sites}
-        said = f"[{axes(sites[0])}] = {wanted}"
-        if shapes != {tuple(wanted)}:
-            found = ", ".join(str(list(shape)) for shape in shapes)
+        said = f"[{axes(sites[0])}] = {[sizes.get(axis) for axis in axes(sites[0]).split()]}"
+        if found := _misshapen(given, sites):
             yield Line(f"hook point {kind}", "WRONG", why=f"{said}, found {found}")
             continue
         if kind in LAYER_SITES and len(sites) < model.n_layers:
@@ -200,6 +217,21 @@ def _sites(given: Given) -> Iterator[Line]:
             with edited(model, {site: lambda value, site=site: value + given.noise(site)}):
                 least = min(least, apart(model(given.tokens), given.clean))
         yield moved(f"hook point {kind}", least, CAUSAL, said)
+
+
+def _shapes(given: Given) -> Iterator[Line]:
+    """hook points have the shapes said."""
+    for site in given.model.sites:
+        if found := _misshapen(given, [site]):
+            yield Line(f"hook point {short(site)}", "WRONG", why=f"it should be [{axes(site)}] and is {found}")
+
+
+def _misshapen(given: Given, sites: list[str]) -> str:
+    """The shapes of hook points of a kind, if they are not the one they should have."""
+    sizes = sizes_of(given.model, given.tokens)
+    wanted = tuple(sizes.get(axis) for axis in axes(sites[0]).split())
+    shapes = dict.fromkeys(tuple(given.seen[site].shape) for site in sites)
+    return "" if list(shapes) == [wanted] else ", ".join(str(list(shape)) for shape in shapes)
 
 
 def sizes_of(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Mapping[str, int | None]:
@@ -244,6 +276,31 @@ def _stream(given: Given) -> Iterator[Line]:
         if layer:
             worst = max(worst, apart(given.at(layer, "resid_pre"), given.at(layer - 1, "resid_post")))
     yield same(_name(_stream), worst, given.limit)
+
+
+def _carried(given: Given) -> Iterator[Line]:
+    """what is put into the residual stream stays in it."""
+    model, worst = given.model, 0.0
+    kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+    sites = [
+        layer_site(layer, kind) for layer in range(model.n_layers) for kind in kinds if layer in given.layers(kind)
+    ]
+    added = {site: given.noise(site) for site in sites}
+    new = {site: (lambda value, site=site: value + added[site]) for site in sites}
+    with edited(model, new), captured(model, model.sites) as seen:  # in this order: what is seen has been edited
+        model(given.tokens)
+    for layer in range(model.n_layers):
+        total = seen[layer_site(layer, "resid_pre")] + seen[layer_site(layer, "attn_out")]
+        for kind in kinds[1:]:
+            site = layer_site(layer, kind)
+            if kind == "mlp_out":
+                total = total + seen[site] if site in seen else total
+            elif site in seen:
+                total = total + added[site]
+                worst = max(worst, apart(seen[site], total))
+        if layer + 1 < model.n_layers:
+            worst = max(worst, apart(seen[layer_site(layer + 1, "resid_pre")], total))
+    yield same(_name(_carried), worst, given.limit)
 
 
 def _heads(given: Given) -> Iterator[Line]:
@@ -301,12 +358,24 @@ def _head(given: Given) -> Iterator[Line]:
 
 def _recorded(given: Given) -> Iterator[Line]:
     """what is recorded in fast passes is what hooks see."""
-    model, worst = given.model, 0.0
-    for site in model.sites:
-        kept: dict[str, Tensor] = {}
-        watch(model, given.tokens, {site: lambda value, site=site, kept=kept: kept.update({site: value.clone()})})
-        worst = max(worst, apart(kept[site], given.seen[site]))
-    yield same(_name(_recorded), worst, given.limit)
+    apart_by_site = [_watched(given, [site]) for site in given.model.sites]
+    yield same(_name(_recorded), max(apart_by_site), given.limit)
+
+
+def _between(given: Given) -> Iterator[Line]:
+    """what is recorded between blocks is what hooks see."""
+    model = given.model
+    sites = [layer_site(layer, kind) for layer in range(model.n_layers) for kind in ("resid_pre", "resid_post")]
+    yield same(_name(_between), _watched(given, sites), given.limit)
+
+
+def _watched(given: Given, sites: list[str]) -> float:
+    """How far what one fast pass shows at some sites is from what hooks see there."""
+    kept: dict[str, Tensor] = {}
+    watch(
+        given.model, given.tokens, {site: lambda value, site=site: kept.update({site: value.clone()}) for site in sites}
+    )
+    return max(apart(kept[site], given.seen[site]) for site in sites)
 
 
 def _cached(given: Given) -> Iterator[Line]:

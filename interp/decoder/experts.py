@@ -80,10 +80,12 @@ class Mixture:
         return any(point is not None and point.fwd_hooks for point in points)
 
     def _shown(self, name: str, value: Tensor) -> Tensor:
-        """What the hook point makes of a value [token ...]; the value itself where it is not changed."""
+        """What the hook point makes of a value [token ...]; the value itself where it is not changed and no slope is
+        asked for, which is of what the hook point has seen."""
         shaped = value.reshape(*self.shape, *value.shape[1:])
         seen = self.points[layer_site(self.layer, name)](shaped)
-        return value if seen is shaped else seen.reshape(value.shape).to(value)
+        same = seen is shaped and not torch.is_grad_enabled()
+        return value if same else seen.reshape(value.shape).to(value)
 
     def _route(self, router: Module, args: tuple, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._asked(*READ):
@@ -126,6 +128,16 @@ class Mixtures(dict[int, Mixture]):
             if mixed is not None and _fits(mixed):
                 self[layer] = Mixture(layer, mixed, point)
         self.points = {name: point for mixture in self.values() for name, point in mixture.points.items()}
+        whole = [layer for layer, block in enumerate(bridge.blocks) if layer not in self and _has_experts(block)]
+        self.not_offered = dict.fromkeys(
+            READ + MIXED if whole and not self else (),
+            "its experts are not called with tokens, those chosen and their weights: they are not taken apart",
+        )
+        """Kind of hook point -> why there is none, of a model whose experts stay whole."""
+        if self and not any(name.endswith("hook_router_logits") for name in self.points):
+            self.not_offered = dict.fromkeys(
+                READ, "its router is not a matrix and a rule: expert_weights can be edited"
+            )
 
     @property
     def read_only(self) -> list[str]:
@@ -136,6 +148,10 @@ class Mixtures(dict[int, Mixture]):
     def counts(self) -> dict[int, int]:
         """Layer -> how many experts it has."""
         return {layer: mixture.n for layer, mixture in self.items()}
+
+
+def _has_experts(block: Module) -> bool:
+    return any("expert" in name for name, _ in block.original_component.named_modules())
 
 
 def _fits(block: Module) -> bool:

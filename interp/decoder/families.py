@@ -9,10 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from interp.errors import UnknownModel
 
 DECODERS = "the workbench reads decoders, which predict the next token from those before it"
 _BOTH_WAYS = "is an encoder, whose positions see those after them"
+
+
+CHECKED = frozenset({
+    "bloom", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "falcon", "gemma2", "gemma3_text", "glm4", "gpt2",
+    "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "llama", "llama4_text", "mistral", "mixtral", "olmo",
+    "olmo2", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm",
+    "starcoder2",
+})  # fmt: skip
+"""Model types on which the suite makes every check (`tests/families.py`)."""
 
 
 def check_config(name: str, config: Any) -> None:
@@ -40,6 +51,15 @@ def check_weights(name: str, missing: Iterable[str]) -> None:
         )
 
 
+def complete(bridge: Any) -> None:
+    """Give norms without a weight (OLMo's) one of ones: the bridge multiplies with it when their scale is held."""
+    for module in bridge.modules():
+        norm = getattr(module, "original_component", None)
+        if "hook_scale" in module._modules and norm is not None and not hasattr(norm, "weight"):
+            like = next(bridge.parameters())
+            norm.register_buffer("weight", torch.ones((), device=like.device, dtype=like.dtype), persistent=False)
+
+
 def check_bridge(name: str, bridge: Any) -> None:
     """UnknownModel for a model that reads both ways, or whose blocks are not each attention and then an MLP."""
     kind = type(bridge.original_model).__name__
@@ -51,6 +71,11 @@ def check_bridge(name: str, bridge: Any) -> None:
     if not blocks or without:
         where = f"layer {without[0]}" if without and len(without) < len(blocks) else "its layers"
         raise UnknownModel(f'"{name}" ({kind}) has no attention in {where}: {DECODERS} by attention in every layer.')
+    if any(not hasattr(getattr(block.attn, "o", None), "original_component") for block in blocks):
+        raise UnknownModel(
+            f'"{name}" ({kind}) has attention whose heads do not go through one matrix into the residual stream: the '
+            "workbench takes heads apart by it."
+        )
     last_norm = getattr(bridge._modules.get("ln_final"), "original_component", None)
     if last_norm is None and "ln1" in blocks[0]._modules:
         raise UnknownModel(
@@ -106,6 +131,8 @@ def not_offered(bridge: Any) -> dict[str, str]:
     if _is_latent(bridge):
         why = "latent attention: queries and keys are wider than what a head writes, and shared in part"
         found |= dict.fromkeys("qkv", why)
+    if clip := getattr(getattr(bridge.original_model, "config", None), "clip_qkv", None):  # OLMo
+        found |= dict.fromkeys("qkv", f"they are clipped to {clip:g} after the hook point, before attention reads them")
     if not _pattern_is_causal(bridge):
         found["pattern"] = (
             "attention is left whole to Hugging Face: its pattern is seen afterwards, and editing it is in vain"

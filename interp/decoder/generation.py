@@ -24,7 +24,7 @@ from interp import runs
 from interp.decoder.continuations import Generation, collected, in_order, likeliest, texts_of
 from interp.decoder.hooks import Edit, captured, edited
 from interp.decoder.model import Model
-from interp.decoder.sites import axes, expand
+from interp.decoder.sites import axes
 from interp.errors import InputError
 from interp.progress import Progress
 
@@ -146,7 +146,7 @@ def _placed(
 
         return placed
 
-    names = {name: edit for site, edit in edits.items() for name in expand(site, model.sites, model=f'"{model.name}"')}
+    names = {name: edit for site, edit in edits.items() for name in model.expand(site)}
     return names if where == "all" else {name: at(name, edit) for name, edit in names.items()}
 
 

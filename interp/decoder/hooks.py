@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from interp.decoder.model import Model
-from interp.decoder.sites import READ_ONLY, expand, full, short
+from interp.decoder.sites import READ_ONLY, full, short
 from interp.errors import InputError
 
 Edit = Callable[[Tensor], Tensor]
@@ -47,8 +47,7 @@ def captured(model: Model, sites: str | Sequence[str]) -> Iterator[dict[str, Ten
     known = set(model.inner)
     inner = [site for site in sites if site in known]
     others = [site for site in sites if site not in known]
-    known = model.sites + model.mixtures.read_only
-    names = inner + (expand(others, known, model=f'"{model.name}"') if others or not inner else [])
+    names = inner + (model.expand(others, read_only=True) if others or not inner else [])
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def hook(value: Tensor) -> None:
@@ -71,10 +70,41 @@ def edited(model: Model, edits: Mapping[str, Edit]) -> Iterator[None]:
         if full(site) in model.mixtures.read_only:
             layer, _, kind = short(full(site)).partition(".")
             raise InputError(f'"{site}" can be read and not edited: edit {layer}.{READ_ONLY[kind]} in its place.')
-        for name in [site] if site in inner else expand(site, model.sites, model=f'"{model.name}"'):
+        for name in [site] if site in inner else model.expand(site):
             functions[name] = edit
-    with _hooked(model, functions):
+    with model.lock, ExitStack() as stack:
+        for name in functions:
+            if match := _MIDDLE.fullmatch(name):
+                block = model.bridge.blocks[int(match[1])].original_component
+                functions[name] = stack.enter_context(_carried(block, functions[name]))
+        stack.enter_context(_hooked(model, functions))
         yield
+
+
+_MIDDLE = re.compile(r"blocks\.(\d+)\.hook_resid_mid")
+
+
+@contextmanager
+def _carried(block: Module, edit: Edit) -> Iterator[Edit]:
+    """An edit of `resid_mid` that is one of the stream. The bridge's hook point is what the MLP reads; the stream goes
+    past it as it was, so that the change is added to it after the block."""
+    change: list[Tensor | None] = [None]
+
+    def made(value: Tensor) -> Tensor:
+        new = edit(value)
+        change[0] = None if new is None or new is value else new - value
+        return new
+
+    def add(block: Module, args: tuple, out: Tensor | tuple) -> Tensor | tuple:
+        if change[0] is None:
+            return out
+        return (out[0] + change[0], *out[1:]) if isinstance(out, tuple) else out + change[0]
+
+    handle = block.register_forward_hook(add)
+    try:
+        yield made
+    finally:
+        handle.remove()
 
 
 class Enough(Exception):

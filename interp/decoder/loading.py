@@ -7,6 +7,7 @@ centring (`processing` is "none" in every result).
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def load_model(
     quantize: str | None = None,
     max_memory: placing.Budget | None = None,
     offload: str | Path | None = None,
+    tried: bool = True,
 ) -> Model:
     """A model by name: "bundled", a local directory, or a name on the Hugging Face hub.
 
@@ -47,6 +49,9 @@ def load_model(
 
     `device` "auto": over what there is, within `max_memory` ({0: "20GB", "cpu": "60GB"}), the rest on disk in `offload`
     (accelerate). `quantize` "8bit" or "4bit" (bitsandbytes, NF4). `interp.decoder.placing` says what is not offered.
+
+    `tried`: a few tokens are passed through a Hugging Face model on one device, and one whose hook points are not what
+    their names say is refused; False leaves that to `interp.check`, which says what is wrong.
     """
     name, revision, lora = on_base(name, revision, adapter)
     if lora is None and not merged:
@@ -81,7 +86,33 @@ def load_model(
         model = _load_hugging_face(name, local, device, wanted, revision, lora, merged, where)
     finally:
         placing.keep_folder(None if model is None else model.plain, where)
+    if tried and name != "bundled" and not where:
+        _try(model)
     return model
+
+
+_SAID: set[str] = set()
+"""Families of which it was said that no test covers them."""
+
+
+def _try(model: Model) -> None:
+    """UnknownModel where hook points are plainly not what their names say (`checking.broken`); a word on stderr, once,
+    where nobody has checked all the rest on a model of this family."""
+    from interp.decoder.checking import broken
+
+    kind, family = type(model.plain).__name__, model.plain.config.model_type
+    if wrong := broken(model):
+        why = f"off by {wrong[0].measured:.2g}" if wrong[0].measured > 0 else wrong[0].why
+        raise UnknownModel(
+            f'"{model.name}" ({kind}) is not what the names of its hook points say ({wrong[0].what}: {why}): it is not '
+            f"offered. All checks: interp model check {model.name}"
+        )
+    if family not in families.CHECKED and family not in _SAID:
+        _SAID.add(family)
+        print(
+            f'"{model.name}" ({kind}) is of a family not yet checked whole: interp model check {model.name}',
+            file=sys.stderr,
+        )
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -158,6 +189,7 @@ def _load_hugging_face(
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UnknownModel(f'"{name}" ({kind}) cannot be opened by TransformerLens: {reason}.') from None
     families.check_bridge(name, bridge)
+    families.complete(bridge)
     families.split_heads(bridge)
     model = Model(
         name, bridge, tokenizer, fingerprint=digest, revision=commit, plain=plain, unread=placing.unread(hf),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.decoder import families, placing
 from interp.decoder.adapters import Live
 from interp.decoder.experts import Mixtures
-from interp.decoder.sites import LAYER_SITES, MODEL_SITES, layer_site
+from interp.decoder.sites import LAYER_SITES, MODEL_SITES, expand, layer_site
 from interp.errors import InputError
 
 
@@ -61,7 +61,7 @@ class Model:
         )
         self.d_vocab, self.n_ctx = int(cfg.d_vocab), int(cfg.n_ctx)
         self.has_mlp, self.mixtures = not cfg.attn_only, Mixtures(bridge)
-        self.refused = families.not_offered(bridge)
+        self.refused = families.not_offered(bridge) | self.mixtures.not_offered
         """Kind of hook point -> why it is not offered."""
         self.sites = self._sites()
 
@@ -186,8 +186,11 @@ class Model:
                 logits = unembed(hidden).gather(-1, tokens)
             else:
                 logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
-        cap = float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0)
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+        return self.after_unembedding(logits)
+
+    def after_unembedding(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch logit"]:
+        """What the model makes of the unembedding's numbers: Cohere and Granite multiply them, Gemma caps them."""
+        return self.bridge.adapter.apply_output_logits_transform(logits)
 
     @property
     def scales(self) -> list[str]:
@@ -215,6 +218,11 @@ class Model:
             [MODEL_SITES["final"]],
         )
         return [n for n in before if n in known] + blocks + [n for n in after if n in known]
+
+    def expand(self, patterns: str | Sequence[str], *, read_only: bool = False) -> list[str]:
+        """The hook points that `patterns` select (`sites.expand`), those that can only be read among them if asked."""
+        known = self.sites + (self.mixtures.read_only if read_only else [])
+        return expand(patterns, known, model=f'"{self.name}"', refused=self.refused)
 
     def provenance(self) -> dict[str, Any]:
         """What a result says of its model: name, revision, fingerprint, dtype, processing; of an adapter and of

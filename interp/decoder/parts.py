@@ -44,7 +44,7 @@ def mlp_out(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Flo
     plain = block.get_submodule(mlp.name)
     # BLOOM's adds the residual stream itself
     found = plain(x, torch.zeros_like(x)) if "residual" in signature(plain.forward).parameters else plain(x)
-    return found[0] if isinstance(found, tuple) else found
+    return _scaled(model, found[0] if isinstance(found, tuple) else found)
 
 
 def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
@@ -52,19 +52,20 @@ def weights(model: Model, layer: int, which: str) -> Float[Tensor, "head d_model
     return _read(model, layer, "attn", f"W_{which.upper()}", which)
 
 
-def head_matrix(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_O, by which heads write."""
-    return _read(model, layer, "attn", "W_O", "o")
+def W_O(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """What turns z into what a head writes to the residual stream."""
+    return _scaled(model, _read(model, layer, "attn", "W_O", "o"))
 
 
-def mlp_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """W_out, by which neurons write."""
-    return _read(model, layer, "mlp", "W_out", "out")
+def W_out(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """What turns a neuron's activation into what it writes to the residual stream."""
+    return _scaled(model, _read(model, layer, "mlp", "W_out", "out"))
 
 
 def mlp_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | None:
     """What the MLP writes whatever it reads; None of an MLP without, or of experts."""
-    return _read(model, layer, "mlp", "b_out", "out")
+    bias = _read(model, layer, "mlp", "b_out", "out")
+    return None if bias is None else _scaled(model, bias)
 
 
 def _read(model: Model, layer: int, part: str, name: str, inner: str) -> Tensor | None:
@@ -87,17 +88,23 @@ def projected(
     return found if bias is None else found + bias
 
 
+def _scaled(model: Model, written: Tensor) -> Tensor:
+    """Times the factor on the way to the residual stream: Granite's residual_multiplier, 1 in most models."""
+    factor = float(getattr(model.bridge.blocks[0], "residual_contribution_scale", 1.0))
+    return written if factor == 1 else written * factor
+
+
 def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "*batch pos head d_head"]
 ) -> Float[Tensor, "*batch pos head d_model"]:
     """What each head writes, without the layer's bias."""
-    return einsum(z, head_matrix(model, layer), "... head d_head, head d_head d_model -> ... head d_model")
+    return einsum(z, W_O(model, layer), "... head d_head, head d_head d_model -> ... head d_model")
 
 
 def head_bias(model: Model, layer: int) -> Float[Tensor, " d_model"] | float:
     """What attention writes whatever it reads."""
     bias = _read(model, layer, "attn", "b_O", "o")
-    return 0.0 if bias is None else bias
+    return 0.0 if bias is None else _scaled(model, bias)
 
 
 def plain_output(model: Model, layer: int) -> Module:
@@ -111,6 +118,4 @@ def between_heads_and_stream(model: Model) -> str:
     output can be read as what it writes."""
     if "ln1_post" in model.bridge.blocks[0]._modules:
         return "a norm stands after attention: what one head writes depends on the others"
-    if getattr(_plain(model, 0), "residual_multiplier", 1.0) != 1.0:  # Granite
-        return "attention is scaled before it is added to the residual stream"
     return ""

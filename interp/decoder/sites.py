@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from interp.errors import UnknownComponent, UnknownSite, nearest
 
@@ -70,10 +71,13 @@ def axes(name: str) -> str:
     return "prompt pos " + (LAYER_SITES[kind][1] if kind in LAYER_SITES else "d_model")
 
 
-def expand(patterns: str | Sequence[str], known: Iterable[str], *, model: str = "the model") -> list[str]:
+def expand(
+    patterns: str | Sequence[str], known: Iterable[str], *, model: str = "the model",
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:  # fmt: skip
     """Hook points that `patterns` select among `known` ones, in the model's order, as full names.
 
-    `expand("2-5.z", model.sites)`. UnknownSite where a pattern selects nothing.
+    `expand("2-5.z", model.sites)`. UnknownSite where a pattern selects nothing; of a kind that is `refused`, why.
     """
     known = list(known)
     selected: set[str] = set()
@@ -89,6 +93,8 @@ def expand(patterns: str | Sequence[str], known: Iterable[str], *, model: str = 
             }
         else:
             hits = {full(pattern)} & set(known)
+        if not hits and kind in refused:
+            raise UnknownSite(f'no hook point "{pattern}" in {model}: {refused[kind]}.')
         if not hits:
             options = [short(name) for name in known] + known
             raise UnknownSite(f'no hook point "{pattern}" in {model}. Nearest: {nearest(pattern, options)}.')

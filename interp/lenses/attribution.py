@@ -207,7 +207,7 @@ def direction(
         (u,) = torch.autograd.grad((model.head(x, tokens) * sign).sum(), x)
     both = (model.head(torch.zeros_like(final), tokens).double() * sign).sum(1)
     with as_numbers(model, model.bridge.unembed):
-        unembed = (model.bridge.unembed.b_U[tokens].double() * sign).sum(1)
+        unembed = (model.after_unembedding(model.bridge.unembed.b_U[tokens]).double() * sign).sum(1)
     return u.double(), torch.stack([both - unembed, unembed], 1)
 
 

@@ -96,7 +96,8 @@ def routing(
     their loss. The class "all" is of all of these.
     """
     if not model.mixtures:
-        raise InputError(f'"{model.name}" has no experts that can be taken apart: a mixture of experts is asked for.')
+        why = model.refused.get("expert_out", "a mixture of experts is asked for")
+        raise InputError(f'"{model.name}" has no experts that can be taken apart: {why}.')
     if at not in ("token", "read"):
         raise InputError(f'at "{at}" given: token (where a token stands) or read (where it is predicted from).')
     task = on if isinstance(on, Task) else text_task(model, on, n=n, context=context)

@@ -85,7 +85,7 @@ def linear(model: Model, norm: Module, where: str) -> tuple[Float[Tensor, " d_mo
     one = torch.ones_like(x[0])
     if given is None and alike(found, x, model):
         return one, False
-    weights = [one] if given is None else [given.double(), given.double() + 1]  # Gemma's RMSNorm: 1 + weight
+    weights = [one] if given is None else [one * given, one * (1 + given.double())]  # Gemma's RMSNorm: 1 + weight
     for weight, centred in product(weights, (False, True)):
         read = x - x.mean(-1, keepdim=True) * centred
         if alike(found, read * read.square().mean(-1, keepdim=True).rsqrt() * weight, model):
@@ -116,7 +116,7 @@ def _layer(model: Model, layer: int, tokens: Int[Tensor, "sequence pos"], offset
     group = model.n_heads // model.n_kv_heads
     W_Q, W_K, W_V = (folded(parts.weights(model, layer, which).detach(), weight, centred) for which in "qkv")
     W_K, W_V = (repeat(W, "kv d_model d_head -> (kv group) d_model d_head", group=group) for W in (W_K, W_V))
-    W_O = model.bridge.blocks[layer].attn.W_O.detach().double()
+    W_O = parts.W_O(model, layer).detach().double()
     W_O = W_O - W_O.mean(-1, keepdim=True) if centred else W_O
     turns = _rotations(seen, model.d_head)
     scale, unlike = _scores(model, seen, turns)

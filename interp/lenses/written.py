@@ -153,7 +153,7 @@ def _through_W_O(
     model: Model, layer: int, given: Mapping[str, Tensor], u: Float[Tensor, "read d_model"]
 ) -> Float[Tensor, "read head d_head"]:
     """The direction of each head's z that is written along u."""
-    W_O = parts.head_matrix(model, layer).double()
+    W_O = parts.W_O(model, layer).double()
     u = _before_heads_norm(model, layer, given, u)
     return einsum(W_O, u, "head d_head d_model, read d_model -> read head d_head")
 
@@ -181,12 +181,12 @@ def _before_norm(
 def _mlp(model: Model, layer: int, given: Mapping[str, Tensor], u: Tensor, *, neurons: bool) -> Iterator[Block]:
     """What the MLP wrote, without its bias; or each neuron its activation times its row of W_out. Then the bias."""
     block, group = model.bridge.blocks[layer], f"L{layer}.mlp"
-    W_out, bias = parts.mlp_matrix(model, layer) if neurons else None, parts.mlp_bias(model, layer)
+    bias = parts.mlp_bias(model, layer)
     if "ln2_post" in block._modules and not neurons:
         bias = None  # it goes through the norm with the rest
     whole = _along(given[layer_site(layer, "mlp_out")], u)
     if neurons:
-        post = given[layer_site(layer, "post")]
+        post, W_out = given[layer_site(layer, "post")], parts.W_out(model, layer)
         u = _before_norm(model, layer, "ln2_post", lambda: post @ W_out + (0 if bias is None else bias), u)
         found = post.double() * (u @ W_out.double().T)
         yield [Part(f"L{layer}N{n}", "neuron", layer, n, group) for n in range(post.shape[1])], found

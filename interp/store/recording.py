@@ -20,7 +20,7 @@ from interp.data.packing import Windows
 from interp.data.text import Stream, stream
 from interp.decoder.hooks import watch
 from interp.decoder.model import Model
-from interp.decoder.sites import axes, expand
+from interp.decoder.sites import axes
 from interp.errors import InputError, NotFinite, nearest
 from interp.progress import Progress
 from interp.store import format
@@ -98,7 +98,7 @@ def record(
     finished stays) where an activation is NaN, infinite, or beyond `dtype`.
     """
     settings = text if isinstance(text, TextSettings) else TextSettings(text, context=context, n_tokens=n_tokens)
-    names = expand(sites, model.sites, model=f'"{model.name}"')
+    names = model.expand(sites)
     if dtype not in format.DTYPES:
         raise InputError(f'unknown store dtype "{dtype}". Nearest: {nearest(dtype, format.DTYPES)}.')
     if batch_size is not None and batch_size < 1:
