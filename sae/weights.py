@@ -37,16 +37,19 @@ def encoder_cosine(dct: Dictionary) -> Float[np.ndarray, " d_sae"]:
 
 def to_residual(dct: Dictionary, model: Model, latents: slice = slice(None)) -> Float[Tensor, "latent d_model"] | None:
     """Decoder rows as they arrive in the residual stream; of several sites the last. None where the site has no direct
-    way there (queries, keys, values, patterns)."""
+    way there (queries, keys, values, patterns; heads and neurons with a norm after them, as Gemma 2's)."""
     site = dct.out_sites[-1]
     kind, layer = short(site).partition(".")[2] or site.removeprefix("hook_"), layer_of(site)
     rows = dct.W_dec[latents].detach().float()
     rows = rearrange(rows, "latent (site d) -> site latent d", site=len(dct.out_sites))[-1]
     if kind in DIRECT:
         return rows
+    after = {"z": "ln1_post", "post": "ln2_post"}.get(kind)  # a norm's scale is of all that was written
+    if after is None or after in model.bridge.blocks[layer]._modules:
+        return None
     if kind == "z":
         return rows @ rearrange(parts.W_O(model, layer).float(), "head d_head d_model -> (head d_head) d_model")
-    return rows @ parts.W_out(model, layer).float() if kind == "post" else None
+    return rows @ parts.W_out(model, layer).float()
 
 
 def last_norm(model: Model, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
@@ -74,6 +77,7 @@ def logit_effects(
     if rows is None:
         return None
     logits = rows @ model.bridge.W_U.float()
+    logits = logits if model.logit_cap else model.after_unembedding(logits)
     return logits - logits.mean(1, keepdim=True)
 
 

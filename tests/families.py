@@ -118,7 +118,7 @@ COLUMNS = {
     "generation": ("with and without a cache",),
     "slopes": ("slopes by autograd",),
     "heads add up": ("heads' outputs",),
-    "circuits": ("a graph of edges", "EAP scores"),
+    "circuits": ("a graph of edges", "EAP"),
 }
 """Columns of the README's table, and how the checks begin that they stand on."""
 

@@ -88,7 +88,8 @@ def recorded(model: Model, tokens: Tensor, keep: list[str], edits: Mapping[str, 
     def at(site: str) -> Edit:
         def edit(value: Tensor) -> Tensor:
             value = edits[site](value) if site in edits else value
-            seen[site] = value.detach().requires_grad_() if site == first else value
+            # a node of its own: the same tensor may go past the hook point too (one norm for attention and MLP)
+            seen[site] = value.detach().requires_grad_() if site == first else value.view_as(value)
             if site == last:
                 raise Enough
             return seen[site]

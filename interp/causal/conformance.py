@@ -20,8 +20,9 @@ from torch import Tensor
 
 from interp import runs
 from interp.causal.ablation import ablate
-from interp.causal.attribution import edge_scores, recorded
-from interp.causal.edges import Patcher
+from interp.causal.attribution import edge_scores, metric_value, recorded, slopes
+from interp.causal.edges import Patcher, Split, check_split, places_of, written_sites
+from interp.causal.graph import Graph
 from interp.causal.patching import patch
 from interp.causal.resuming import CleanPass, short_cuts
 from interp.data.tasks import Prompt, Task
@@ -70,7 +71,7 @@ def check(model: Model, *, length: int = 12, seed: int = 0) -> Conformance:
     """Every check on two prompts of `length` random tokens: more than its sliding window, to try that too."""
     given = Given.of(model, length=length, seed=seed)
     lines = checking.check(model, length=length, seed=seed)
-    lines += checking.run(given, [_resumed, _ablated, _patched, _edges, _estimated, _slopes])
+    lines += checking.run(given, [_resumed, _ablated, _patched, _edges, _estimated, _edge_slopes, _slopes])
     said = {"model": model.provenance(), "versions": runs.versions(), "length": given.tokens.shape[1], "seed": seed}
     return Conformance(tuple(lines), said)
 
@@ -231,6 +232,45 @@ def _slopes(given: Given) -> Iterator[Line]:
             off.append(float(((slope.double() * step).sum() - wanted).abs() / wanted.abs()))
         worst = max(worst, min(off))
     yield same(what, worst, 2e-2, "central differences of 1e-4, rounded themselves; larger ones switch experts")
+
+
+def _edge_slopes(given: Given) -> Iterator[Line]:
+    """EAP's slopes are those of small changes."""
+    model, task, what = given.model, task_of(given), checking._name(_edge_slopes)
+    if model.dtype in (torch.float16, torch.bfloat16):
+        yield refused(what, "a small change drowns in the rounding of half precision: estimates want float32")
+        return
+    graph, prompts, tokens = Graph.of(model), torch.arange(len(task)), task.tokens("clean").to(model.device)
+    check_split(model, graph, task)
+    entry, last = layer_site(0, "resid_pre"), layer_site(model.n_layers - 1, "resid_post")
+    with captured(model, [*written_sites(model), last]) as here:
+        model(tokens)
+    value, worst = metric_value(model, task, prompts, "logit_diff", here[last]), 0.0
+    wanted = {place: name for layer in _some(given) for place, name in _first_receivers(graph, layer).items()}
+    for places, slope in slopes(model, graph, tokens, value, {}):
+        for number, receiver in enumerate(range(*places.indices(len(graph.receivers)))):
+            if receiver not in wanted:
+                continue
+            mine, off = slope[:, :, number].detach(), []
+            for size in (1e-3, 1e-4, 1e-5):  # a curved place wants the smaller
+                step, ends = size * here[entry].norm() * mine / mine.norm(), []
+                for sign in (1, -1):  # the input says a little more, to this place alone
+                    elsewhere = {site: here[site] + sign * step if site == entry else here[site]
+                                 for site in written_sites(model)}  # fmt: skip
+                    split = Split(model, graph, tokens, elsewhere)
+                    ends.append(value(split.run(graph.mask([f"input->{wanted[receiver]}"])[None])[0]).double().sum())
+                there = (ends[0] - ends[1]) / 2
+                off.append(float(((mine * step).double().sum() - there).abs() / there.abs()))
+                if off[-1] <= 2e-2:
+                    break
+            worst = max(worst, min(off))
+    yield same(what, worst, 2e-2, "central differences of 1e-3 to 1e-5, rounded themselves")
+
+
+def _first_receivers(graph: Graph, layer: int) -> dict[int, str]:
+    """The first query, key and value of a layer, and its MLP."""
+    starts = [place.start for place in places_of(graph, layer).values() if place.start < place.stop]
+    return {start: graph.receivers[start] for start in starts}
 
 
 def _stream_after(given: Given, last: str, site: str, step: Tensor) -> Tensor:

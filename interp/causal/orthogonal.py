@@ -100,8 +100,16 @@ def written(model: Model, plain: Module) -> Iterator[tuple[Parameter, int]]:
         mlp = block if bridge.mlp.name is None else block.get_submodule(bridge.mlp.name)
         if "out" in bridge.mlp._modules:
             yield from _linear(mlp.get_submodule(bridge.mlp.out.name))
-        else:  # experts, in one tensor [expert, d_model, d_mlp] or a matrix each
-            yield from ((p, -2) for name, p in mlp.named_parameters() if "down_proj" in name or ".w2." in name)
+        else:
+            names = {name: p for name, p in mlp.named_parameters() if "down_proj" in name or ".w2." in name}
+            yield from ((p, _axis(p, name, mlp, model.d_model)) for name, p in names.items())
+
+
+def _axis(weight: Parameter, name: str, mlp: Module, d_model: int) -> int:
+    """The stream's axis of what experts write with: [expert, d_model, d_mlp] or a matrix each; of some (GPT-OSS,
+    Llama 4) [expert, d_mlp, d_model]; of biases the last."""
+    turned = getattr(mlp.get_submodule(name.rpartition(".")[0]), "is_transposed", weight.shape[-2] != d_model)
+    return -1 if turned or "bias" in name else -2
 
 
 def _linear(layer: Module) -> Iterator[tuple[Parameter, int]]:

@@ -188,6 +188,11 @@ class Model:
                 logits = (unembed.W_U.T[tokens] @ hidden[..., None])[..., 0] + unembed.b_U[tokens]
         return self.after_unembedding(logits)
 
+    @property
+    def logit_cap(self) -> float:
+        """What Gemma's logits are bent to stay below; 0 where they are not."""
+        return max(0.0, float(getattr(self.bridge.cfg, "output_logits_soft_cap", 0) or 0))
+
     def after_unembedding(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch logit"]:
         """What the model makes of the unembedding's numbers: Cohere and Granite multiply them, Gemma caps them."""
         return self.bridge.adapter.apply_output_logits_transform(logits)

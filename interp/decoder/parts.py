@@ -29,9 +29,12 @@ def _plain(model: Model, layer: int) -> Module:
 
 
 def norm(model: Model, layer: int, part: str) -> Module:
-    """The layer norm that "attn" or "mlp" reads through; of blocks with one norm, that one."""
+    """The layer norm that "attn" or "mlp" reads through; of blocks with one norm, that one; the identity where norms
+    stand only after what is written (OLMo 2)."""
     block = model.bridge.blocks[layer]
     name = "ln2" if part == "mlp" and "ln2" in block._modules else "ln1"
+    if name not in block._modules:
+        return torch.nn.Identity()
     return _plain(model, layer).get_submodule(getattr(block, name).name)
 
 

@@ -135,7 +135,7 @@ def attribute_logits(
     """
     if by not in BY:
         raise UnknownName(f'no parts "{by}". Nearest: {nearest(by, BY)}.')
-    if float(getattr(model.bridge.cfg, "output_logits_soft_cap", 0) or 0) > 0:
+    if model.logit_cap > 0:
         raise InputError(f'"{model.name}" caps its logits, so they are no sum over parts: use interp.ablate.')
     sums = _Sums(model, by, dict(dictionaries or {}), dict(edits or {}))
     task = prompt if isinstance(prompt, Task) else _asked(model, prompt, answer, wrong, position, sums.edits)
