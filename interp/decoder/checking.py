@@ -32,7 +32,6 @@ CAUSAL = 1e-4
 """Smallest relative change of a logit by which an edit is one. The same pass twice is the same to the bit: what moves
 is the edit's."""
 
-
 GROSS = 1e-3
 """Relative difference that is no rounding of float32, however many layers add up; what is read wrongly is off by far
 more."""
