@@ -264,9 +264,9 @@ def _write(job: Job) -> None:
 
 def _start(job: Job) -> None:
     """Start the process that runs a job, in a session of its own, holding the job's lock."""
-    _write(job.model_copy(update={"status": "running", "started": time.time(), "host": socket.gethostname()}))
     lock, log = (inside(job.folder / name, job.workspace) for name in ("lock", "log.txt"))
-    with hold(lock) as lock, open(log, "ab") as log:
+    with hold(lock) as lock, open(log, "ab") as log:  # held first: what runs and is not held is lost
+        _write(job.model_copy(update={"status": "running", "started": time.time(), "host": socket.gethostname()}))
         process = subprocess.Popen(
             [*PYTHON, "app.jobs", str(job.folder)], stdin=lock, stdout=log, stderr=log, cwd=job.folder,
             env=_environment(), start_new_session=True,

@@ -73,6 +73,19 @@ def test_a_job_makes_its_result_and_starts_the_next_when_it_ends(workspace):
         jobs.again(first)
 
 
+def test_a_job_that_is_said_to_run_is_held_so_nobody_reads_it_as_lost(workspace, monkeypatch):
+    write, seen = jobs._write, []
+
+    def watched(job):
+        write(job)
+        seen.append((job.status, jobs.read(job.folder).status))
+
+    monkeypatch.setattr(jobs, "_write", watched)
+    monkeypatch.setattr(jobs, "PYTHON", ["true"])
+    jobs.submit(workspace, "ablate", QUICK)
+    assert seen == [("queued", "queued"), ("running", "running")]
+
+
 def test_a_job_that_is_stopped_or_killed_can_be_continued(workspace):
     result = workspace / "runs" / "long"
     job, waits = jobs.submit(workspace, "ablate", LONG), jobs.submit(workspace, "ablate", QUICK)
