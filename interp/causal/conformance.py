@@ -246,14 +246,15 @@ def _edge_slopes(given: Given) -> Iterator[Line]:
     with captured(model, [*written_sites(model), last]) as here:
         model(tokens)
     value, worst = metric_value(model, task, prompts, "logit_diff", here[last]), 0.0
+    scale = given.clean.abs().max()
     wanted = {place: name for layer in _some(given) for place, name in _first_receivers(graph, layer).items()}
     for places, slope in slopes(model, graph, tokens, value, {}):
         for number, receiver in enumerate(range(*places.indices(len(graph.receivers)))):
             if receiver not in wanted:
                 continue
             mine, off = slope[:, :, number].detach(), []
-            for size in (1e-3, 1e-4, 1e-5):  # a curved place wants the smaller
-                step, ends = size * here[entry].norm() * mine / mine.norm(), []
+            for size in (1e-3, 1e-4):  # a curved place wants the smaller
+                step, ends = size * scale * mine / mine.square().sum(), []  # the metric is to move by size * scale
                 for sign in (1, -1):  # the input says a little more, to this place alone
                     elsewhere = {site: here[site] + sign * step if site == entry else here[site]
                                  for site in written_sites(model)}  # fmt: skip
@@ -264,7 +265,7 @@ def _edge_slopes(given: Given) -> Iterator[Line]:
                 if off[-1] <= 2e-2:
                     break
             worst = max(worst, min(off))
-    yield same(what, worst, 2e-2, "central differences of 1e-3 to 1e-5, rounded themselves")
+    yield same(what, worst, 2e-2, "central differences of 1e-3 and 1e-4, rounded themselves")
 
 
 def _first_receivers(graph: Graph, layer: int) -> dict[int, str]:
