@@ -372,9 +372,8 @@ def _between(given: Given) -> Iterator[Line]:
 def _watched(given: Given, sites: list[str]) -> float:
     """How far what one fast pass shows at some sites is from what hooks see there."""
     kept: dict[str, Tensor] = {}
-    watch(
-        given.model, given.tokens, {site: lambda value, site=site: kept.update({site: value.clone()}) for site in sites}
-    )
+    looks = {site: lambda value, site=site: kept.update({site: value.clone()}) for site in sites}
+    watch(given.model, given.tokens, looks)
     return max(apart(kept[site], given.seen[site]) for site in sites)
 
 
